@@ -1,0 +1,1 @@
+"""Configuration: `stoker.yaml` → frozen settings, with every problem reported at once."""

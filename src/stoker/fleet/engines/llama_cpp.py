@@ -1,0 +1,1 @@
+"""llama.cpp: the embedded wheel's native server, or any `llama-server`."""

@@ -1,0 +1,1 @@
+"""Any OpenAI-compatible server: a command of the user's, or a URL."""
