@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from stoker.config.settings import DeploymentSettings
+from stoker.models.files import ModelFile
 
 # ---------------------------------------------------------------------------------------------- endpoints
 
@@ -117,24 +118,6 @@ class Keeper(Protocol):
 
 Surface = Literal["chat.completions", "completions", "embeddings", "infill", "responses", "messages", "tokenize"]
 Health = Literal["starting", "ready", "unhealthy"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """Weights on this disk, verified.
-
-    Attributes:
-        context_tokens: the longest context that the model was trained for, None when unknown.
-        has_chat_template: whether chat completions make sense.
-    """
-
-    name: str
-    path: Path
-    sha256: str
-    size_bytes: int
-    context_tokens: int | None
-    has_chat_template: bool
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
