@@ -55,7 +55,7 @@ bench: $(VENV)/.installed-dev ## run the benchmarks and rewrite docs/benchmarks.
 	$(BIN)/python -m bench report
 
 soak: $(VENV)/.installed-dev ## the long tests (kills under load, hours of churn in miniature)
-	$(BIN)/python -m pytest -m soak --override-ini addopts= $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 lock: $(VENV)/.installed-dev ## compile the lock files anew (names, versions and hashes; no addresses)
 	$(PYTHON) -m venv .bench/lock && .bench/lock/bin/pip install --quiet uv
