@@ -60,6 +60,9 @@ class Attempt:
 class Settlement:
     """What happened in the end.
 
+    The gateway always knows `status`, `queue_s`, `cold_start_s` and `duration_s`; they are None only in rows that
+    recovery wrote for a request whose server died.
+
     Attributes:
         input_tokens: as the engine counted them, `cached_input_tokens` included; None when unknown.
         has_exact_usage: False when tokens were counted from the stream because the engine never reported.
@@ -72,16 +75,16 @@ class Settlement:
     request_id: str
     settled_at_us: int
     outcome: Outcome
-    status: int
+    status: int | None
     input_tokens: int | None
     output_tokens: int | None
     cached_input_tokens: int | None
     has_exact_usage: bool
-    queue_s: float
-    cold_start_s: float
+    queue_s: float | None
+    cold_start_s: float | None
     gateway_ttft_s: float | None
     itl_mean_s: float | None
-    duration_s: float
+    duration_s: float | None
     price_nanousd: int | None
     error_code: str | None
     attempts: tuple[Attempt, ...]
@@ -111,6 +114,27 @@ class ReplicaTransition:
     to_status: str
     is_final: bool
     reason: str
+    memory_bytes: int
+    cores: float
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInterval:
+    """A stretch of time that one replica spent in one status, with what it reserved meanwhile.
+
+    Attributes:
+        sequence: of the event that opened it; (replica_id, sequence) is unique.
+        ended_at_us: None while the replica is still in that status; never before `started_at_us`.
+    """
+
+    replica_id: str
+    sequence: int
+    deployment: str
+    tier: str
+    status: str
+    started_at_us: int
+    ended_at_us: int | None
     memory_bytes: int
     cores: float
     gpus: int

@@ -1,0 +1,1 @@
+"""What the ledger's rows mean: prices, intervals and reports. Pure."""

@@ -1,0 +1,1 @@
+"""Benchmarks of Stoker: `python -m bench NAME`. Touches nothing."""

@@ -1,0 +1,1 @@
+"""One module a migration, applied in the order of their numbers."""

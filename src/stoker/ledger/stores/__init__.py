@@ -1,0 +1,1 @@
+"""Where the ledger is kept: one module a database, and what they share."""
