@@ -1,4 +1,4 @@
-"""kill -9 of each process in each state: nothing acknowledged is lost, nothing outlives the keeper, nothing is stuck."""
+"""kill -9 of each process in each state: no acknowledged row is lost, nothing outlives the keeper or is stuck."""
 
 from __future__ import annotations
 
