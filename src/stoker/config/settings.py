@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*$")
 _DURATION_UNITS_S = {None: 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -39,16 +39,43 @@ def parse_size_bytes(value: object) -> object:
     return value
 
 
-def _auto_or_duration(value: object) -> object:
+def parse_auto_or_duration_s(value: object) -> object:
+    """Leave `auto` as it is and read anything else as a duration."""
     return value if value == "auto" else parse_duration_s(value)
 
 
-def _auto_or_size(value: object) -> object:
+def parse_auto_or_size_bytes(value: object) -> object:
+    """Leave `auto` as it is and read anything else as a size."""
     return value if value == "auto" else parse_size_bytes(value)
 
 
-Seconds = Annotated[float, BeforeValidator(parse_duration_s), Field(ge=0, allow_inf_nan=False)]
-Bytes = Annotated[int, BeforeValidator(parse_size_bytes), Field(ge=0)]
+_DURATION_SCHEMA: list[dict[str, Any]] = [
+    {"type": "number", "minimum": 0, "description": "seconds"},
+    {"type": "string", "pattern": _DURATION.pattern, "examples": ["30s", "5m", "1h"]},
+]
+_SIZE_SCHEMA: list[dict[str, Any]] = [
+    {"type": "integer", "minimum": 0, "description": "bytes"},
+    {"type": "string", "pattern": _SIZE.pattern, "examples": ["512MB", "8GiB"]},
+]
+_AUTO_SCHEMA: dict[str, Any] = {"const": "auto"}
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_duration_s),
+    Field(ge=0, allow_inf_nan=False),
+    WithJsonSchema({"anyOf": _DURATION_SCHEMA}),
+]
+AutoOrSeconds = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    BeforeValidator(parse_auto_or_duration_s),
+    WithJsonSchema({"anyOf": [_AUTO_SCHEMA, *_DURATION_SCHEMA]}),
+]
+Bytes = Annotated[int, BeforeValidator(parse_size_bytes), Field(ge=0), WithJsonSchema({"anyOf": _SIZE_SCHEMA})]
+AutoOrBytes = Annotated[
+    Literal["auto"] | Annotated[int, Field(ge=0)],
+    BeforeValidator(parse_auto_or_size_bytes),
+    WithJsonSchema({"anyOf": [_AUTO_SCHEMA, *_SIZE_SCHEMA]}),
+]
 Usd = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -78,9 +105,9 @@ class ServerSettings(Frozen):
 class NodeSettings(Frozen):
     """What this machine may spend on engines; `auto` reads the machine (and its cgroup limit)."""
 
-    memory: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_size)] = "auto"
+    memory: AutoOrBytes = "auto"
     memory_reserve: Bytes = Field(512 * 2**20, description="left to the system, never given to engines")
-    cores: Literal["auto"] | int = "auto"
+    cores: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gpus: int = Field(0, ge=0)
 
 
@@ -91,6 +118,7 @@ class ModelSettings(Frozen):
     sha256: Sha256 | None = None
     licence: str | None = None
     memory: Bytes | None = Field(None, description="overrides the need read from the file")
+    allow_private: bool = Field(False, description="the source's host may be a private or loopback address")
 
 
 class TokenPriceSettings(Frozen):
@@ -134,7 +162,7 @@ class DeploymentSettings(Frozen):
     min_replicas: int = Field(0, ge=0, description="serverless: kept warm")
     max_replicas: int = Field(1, ge=1, description="serverless: ceiling")
     target_ongoing_requests: int | None = Field(None, ge=1, description="per replica; default: engine.slots")
-    keep_alive: Annotated[Literal["auto"] | float, BeforeValidator(_auto_or_duration)] = "auto"
+    keep_alive: AutoOrSeconds = "auto"
     max_queue: int = Field(64, ge=0)
     max_wait: Seconds = Field(60.0, description="longest predicted or actual wait before a refusal")
     drain_timeout: Seconds = 60.0
