@@ -6,7 +6,15 @@ from asyncio import Future
 from collections.abc import Sequence
 from typing import Protocol
 
-from stoker.ledger.records import Override, ReplicaTransition, RequestIntent, Settlement, StoredKey
+from stoker.ledger.domain.reports import UsageQuery, UsageReport
+from stoker.ledger.records import (
+    Override,
+    ReplicaInterval,
+    ReplicaTransition,
+    RequestIntent,
+    Settlement,
+    StoredKey,
+)
 
 
 class Recorder(Protocol):
@@ -56,3 +64,32 @@ class OverrideStore(Protocol):
         ...
 
     async def set_declared(self, text: str) -> None: ...
+
+
+class UsageReader(Protocol):
+    """Reads for people and for tests; they see what is durable, and never hold up the recorder."""
+
+    async def usage(self, query: UsageQuery) -> UsageReport: ...
+    async def replica_events(self, replica_id: str | None = None) -> Sequence[ReplicaTransition]:
+        """Return the event log of one replica, or of all, by replica and sequence."""
+        ...
+
+    async def replica_intervals(self, *, only_open: bool = False) -> Sequence[ReplicaInterval]:
+        """Return state intervals by replica and sequence."""
+        ...
+
+
+class RecoveryStore(Protocol):
+    """What start-up puts right before the first request of a new server."""
+
+    async def settle_interrupted(self, *, at_us: int) -> int:
+        """Settle every open intent as `interrupted`, without tokens or price; return how many there were."""
+        ...
+
+    async def last_sequences(self) -> dict[str, int]:
+        """Return the last event's sequence of each replica with an open interval, for whoever adopts it."""
+        ...
+
+    async def close_orphan_intervals(self, except_replicas: Sequence[str], *, at_us: int) -> Sequence[str]:
+        """Close the open intervals of all replicas but these, with an event each; return the replicas closed."""
+        ...

@@ -25,10 +25,11 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy.types import TypeEngine
 
 # STRICT tables of SQLite know INTEGER, REAL, TEXT and BLOB only.
 Int64 = BigInteger().with_variant(Integer(), "sqlite")
-Float64 = Double().with_variant(REAL(), "sqlite")
+Float64: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 Flag = Integer()
 
 metadata = MetaData()

@@ -99,9 +99,7 @@ def intervals_from_events(
         else:
             after = step(before, event.event)
             states[event.replica_id] = after
-            moved = replace(
-                event, from_status=status_of(before), to_status=status_of(after), is_final=is_final(after)
-            )
+            moved = replace(event, from_status=status_of(before), to_status=status_of(after), is_final=is_final(after))
         current = open_intervals.get(event.replica_id)
         closed, opened = move_interval(current, moved)
         if closed is not None:

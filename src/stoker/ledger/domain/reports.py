@@ -261,13 +261,9 @@ def capacity_rows(
     )
 
 
-def usage_report(
-    query: UsageQuery, recorded: Sequence[Recorded], intervals: Iterable[ReplicaInterval]
-) -> UsageReport:
+def usage_report(query: UsageQuery, recorded: Sequence[Recorded], intervals: Iterable[ReplicaInterval]) -> UsageReport:
     """Answer a query from rows held in memory."""
-    by_deployment = request_rows(
-        UsageQuery(query.since_us, query.until_us, ("deployment", "tier")), recorded
-    )
+    by_deployment = request_rows(UsageQuery(query.since_us, query.until_us, ("deployment", "tier")), recorded)
     return UsageReport(
         query=query,
         rows=request_rows(query, recorded),

@@ -9,7 +9,7 @@ revision = "0001"
 down_revision = None
 
 Int64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-Float64 = sa.Double().with_variant(sa.REAL(), "sqlite")
+Float64: sa.types.TypeEngine[float] = sa.Double().with_variant(sa.REAL(), "sqlite")
 
 
 def upgrade() -> None:
