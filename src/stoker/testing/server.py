@@ -78,7 +78,7 @@ class RunningStoker:
 
     @property
     def admin_token(self) -> str:
-        return (self.state_dir / "admin.token").read_text().strip()
+        return (self.state_dir / "admin-token").read_text().strip()
 
     def start(self, *, wait_s: float = 60.0) -> RunningStoker:
         """Start the server and wait until it answers `/health`.
