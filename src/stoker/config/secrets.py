@@ -14,15 +14,16 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from stoker.clock import Clock, SystemClock
 from stoker.config.settings import KeySettings
 from stoker.errors import ConfigInvalid
 
 MAX_SECRET_BYTES = 64 * 2**10
 EXEC_TIMEOUT_S = 10.0
+_CLOCK = SystemClock()
 _OTHERS_MAY_READ = stat.S_IRGRP | stat.S_IROTH
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -128,7 +129,7 @@ def _exec(line: str, environ: Mapping[str, str], timeout_s: float) -> str:
     return _text(_output([str(program), *argv[1:]], environ, timeout_s), f"exec: {argv[0]}")
 
 
-def _output(argv: list[str], environ: Mapping[str, str], timeout_s: float) -> bytes:
+def _output(argv: list[str], environ: Mapping[str, str], timeout_s: float, clock: Clock = _CLOCK) -> bytes:
     """Run a program in a group of its own and return its output, bounded in time and size."""
     name = Path(argv[0]).name
     try:
@@ -143,14 +144,14 @@ def _output(argv: list[str], environ: Mapping[str, str], timeout_s: float) -> by
     except OSError as exc:
         raise _refused(f"exec: {name} cannot be run: {exc.strerror}") from exc
     assert process.stdout is not None
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = clock.monotonic_s() + timeout_s
     content = bytearray()
     try:
         with process.stdout as pipe, selectors.DefaultSelector() as selector:
             os.set_blocking(pipe.fileno(), False)
             selector.register(pipe, selectors.EVENT_READ)
             while len(content) <= MAX_SECRET_BYTES:
-                if not selector.select(max(0.0, deadline_s - time.monotonic())):
+                if not selector.select(max(0.0, deadline_s - clock.monotonic_s())):
                     raise _refused(f"exec: {name} did not end within {timeout_s:g} s")
                 if not (chunk := os.read(pipe.fileno(), MAX_SECRET_BYTES)):
                     break
@@ -158,7 +159,7 @@ def _output(argv: list[str], environ: Mapping[str, str], timeout_s: float) -> by
         if len(content) > MAX_SECRET_BYTES:
             return bytes(content)
         try:
-            status = process.wait(max(0.0, deadline_s - time.monotonic()))
+            status = process.wait(max(0.0, deadline_s - clock.monotonic_s()))
         except subprocess.TimeoutExpired:
             raise _refused(f"exec: {name} did not end within {timeout_s:g} s") from None
     finally:
