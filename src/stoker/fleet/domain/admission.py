@@ -154,7 +154,7 @@ def decide(view: FleetView, ask: Ask, now_s: float) -> Decision:
         return Wait(eta_s, blocked.reason if blocked else f"place {position} in the queue", wake, evict)
     # 7
     words = f"the predicted wait of {eta_s:.3g} s is longer than {max(0.0, limit_s):.3g} s"
-    return _refuse_late(queued, ask, eta_s, words, now_s, todo)
+    return _refuse_late(queued, ask, eta_s, words, now_s)
 
 
 def may_use(tier: str, tenants: Sequence[str], tenant: str) -> bool:
@@ -182,10 +182,8 @@ def predicted_wait_s(view: FleetView, deployment: DeploymentView, now_s: float) 
     return predict_wait_s(_slots_free_in_s(queued, deployment, plan(queued, now_s), now_s), ahead_s)
 
 
-def _refuse_late(
-    queued: FleetView, ask: Ask, retry_s: float, words: str, now_s: float, todo: CapacityPlan | None = None
-) -> Refused:
-    todo = todo if todo is not None else plan(queued, now_s)
+def _refuse_late(queued: FleetView, ask: Ask, retry_s: float, words: str, now_s: float) -> Refused:
+    todo = plan(queued, now_s)
     deployment = queued.deployments[ask.deployment]
     wake, evict = _own(todo, ask.deployment)
     since_s = deployment.demand.since_s if deployment.demand and deployment.demand.until_s > now_s else now_s

@@ -234,7 +234,7 @@ class _Planner:
         if not need.fits_in(self._view.room_for(name, {name: own} if own != Resources() else {})):
             self._block_for_ever(want, number, own)
             return False
-        eta_s = self._make_room(want, number, later)
+        eta_s = self._make_room(want, later)
         if eta_s is None:
             # Nobody may go: starts under way or warm floors hold the memory. Ask again after the next change.
             eta_s = self._next_change_s()
@@ -258,12 +258,12 @@ class _Planner:
         elif number == 0 and own == Resources():
             self._blocked[deployment.name] = Blocked(None, _need_words(self._view, deployment))
 
-    def _make_room(self, want: _Want, number: int, later: dict[str, Resources]) -> float | None:
+    def _make_room(self, want: _Want, later: dict[str, Resources]) -> float | None:
         """Choose victims; drain them once all of them may go. Returns the seconds until their memory is free."""
         name, need = want.deployment.name, want.deployment.need
         freed = dict(later)
         chosen: list[tuple[ReplicaView, float]] = []
-        for victim, leave_at_s in self._victims(want, number):
+        for victim, leave_at_s in self._victims(want):
             if need.fits_in(self._view.room_for(name, freed)):
                 break
             rest = freed[victim.deployment] - victim.held
@@ -289,7 +289,7 @@ class _Planner:
         ]
         return max(0.0, wait_s) + max(busy_s, default=0.0) + STOP_S
 
-    def _victims(self, want: _Want, number: int) -> list[tuple[ReplicaView, float]]:
+    def _victims(self, want: _Want) -> list[tuple[ReplicaView, float]]:
         """Return who may make room: those who may go soonest, among them the idle first and the longest idle first."""
         found: list[tuple[tuple[float, bool, float], ReplicaView, float]] = []
         for name, replicas in self._live.items():

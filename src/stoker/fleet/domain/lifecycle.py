@@ -1,17 +1,18 @@
 """A replica's life as a table: (state, event) → (state, effects). Pure.
 
-| status   | meaning                                             | leaves by                                              |
-|----------|-----------------------------------------------------|--------------------------------------------------------|
-| cold     | known, nothing runs, nothing reserved               | StartOrdered → starting, Adopted → ready               |
-| starting | its process runs and does not serve yet             | HealthPassed → ready, ProcessExited/LaunchFailed/      |
-|          |                                                     | KeeperLost → failed, time-out or order → stopping      |
-| ready    | open for requests                                   | DrainOrdered → draining, StopOrdered/HealthLost →      |
-|          |                                                     | stopping, ProcessExited/KeeperLost → failed,           |
-|          |                                                     | HandedOver → stopped                                   |
-| draining | closed, requests in flight go on                    | Drained/DrainTimedOut/StopOrdered → stopping, exit     |
-| stopping | SIGTERM sent, SIGKILL after the grace, then again   | ProcessExited/KeeperLost → stopped or failed           |
-| stopped  | final, as ordered                                   |                                                        |
-| failed   | final, `failure` says why                           |                                                        |
+| status   | meaning                                         | leaves by                                             |
+|----------|-------------------------------------------------|-------------------------------------------------------|
+| cold     | known, nothing runs, nothing reserved           | StartOrdered → starting, Adopted → ready              |
+| starting | its process runs and does not serve yet         | HealthPassed → ready, StartTimedOut/order → stopping, |
+|          |                                                 | ProcessExited/LaunchFailed/KeeperLost → failed        |
+| ready    | open for requests                               | DrainOrdered → draining, StopOrdered/HealthLost →     |
+|          |                                                 | stopping, ProcessExited/KeeperLost → failed,          |
+|          |                                                 | HandedOver → stopped                                  |
+| draining | closed, requests in flight go on                | Drained/DrainTimedOut/StopOrdered → stopping,         |
+|          |                                                 | ProcessExited/KeeperLost → failed                     |
+| stopping | SIGTERM sent, SIGKILL after each further grace  | ProcessExited/KeeperLost → stopped or failed          |
+| stopped  | final, as ordered                               |                                                       |
+| failed   | final, `failure` says why                       |                                                       |
 
 Every pair of status and event has one row: it moves, is ignored (a report that came too late), or is refused (an order
 that makes no sense there). Standby levels will be further statuses with their own rows; a missing row fails at import.

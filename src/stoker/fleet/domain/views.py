@@ -101,8 +101,8 @@ class DeploymentView:
     need_arithmetic: str
     starts: StartTimes
     start_timeout_s: float
-    service: ServiceTimes = ServiceTimes()
-    restarts: Restarts = Restarts()
+    service: ServiceTimes = field(default_factory=ServiceTimes)
+    restarts: Restarts = field(default_factory=Restarts)
     queue: tuple[Ask, ...] = ()
     demand: Demand | None = None
     unplaced: str | None = None
