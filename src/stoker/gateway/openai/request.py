@@ -25,7 +25,7 @@ _URL_FIELDS: Final = frozenset({"url", "image_url", "audio_url", "video_url", "i
 _OPAQUE_PARTS: Final = frozenset({"tool_use", "server_tool_use", "function_call"})  # hold the model's own arguments
 
 
-class ClientLeft(Exception):  # noqa: N818 - not a failure of ours; nobody is left to tell
+class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
