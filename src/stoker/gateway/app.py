@@ -91,13 +91,11 @@ class Gateway:
             await self._admin(scope, receive, send)
         else:
             try:
-                status, content_type, body = self._look_up(
-                    path, scope["method"], headers, is_surface=surface is not None
-                )
+                found = self._look_up(path, scope["method"], headers, is_surface=surface is not None)
             except StokerError as error:
                 await self._refuse(send, error)
                 return
-            await _answer(send, status, content_type, body)
+            await _answer(send, *found)
 
     def _refusal(self, headers: Mapping[bytes, bytes]) -> StokerError | None:
         host = headers.get(b"host")

@@ -100,6 +100,8 @@ class Call:
     ) -> None:
         """Close the engine's connection unless it was read to the end, give the slot back, note the attempt."""
         lease, response = self.lease, self.response
+        if self.usage is None and self.tap is not None:
+            self.usage = self.tap.usage
         self.lease = self.response = None
         if response is not None:
             response.finish()

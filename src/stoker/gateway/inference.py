@@ -57,9 +57,6 @@ from stoker.ledger.records import Outcome
 from stoker.money import TokenPrice, nanousd
 
 USAGE_AFTER_CANCEL_S: Final = 2.0  # bound on asking an engine what a cancelled request came to
-_REFUSALS: Final = frozenset(
-    {"capacity_exhausted", "insufficient_memory", "draining", "forbidden", "ledger_unavailable"}
-)
 
 _log = logging.getLogger("stoker.gateway")
 
@@ -143,9 +140,7 @@ class Inference:
         if asked is None:
             return self._request_timeout_s
         if not asked.isdigit() or len(asked) > 12 or int(asked) == 0:
-            raise BadRequest(
-                "x-stoker-deadline-ms must be a positive number of milliseconds", param="x-stoker-deadline-ms"
-            )
+            raise BadRequest("x-stoker-deadline-ms must be a positive number", param="x-stoker-deadline-ms")
         return min(self._request_timeout_s, int(asked) / 1000)
 
     def visible(self, principal: Principal) -> list[DeploymentFacts]:
@@ -229,6 +224,8 @@ class Inference:
                 self._abandon(call, "interrupted")
                 raise
             if reason == "timed_out":
+                call.interruption.disarm()
+                await self._ask_usage_after_cancel(call)
                 limit_s = call.deadline_s - call.received_s
                 await self._fail(call, DeadlineExceeded(f"the request's limit of {limit_s:g} s passed"))
             else:
@@ -351,8 +348,6 @@ class Inference:
         Adapters may offer `async usage_after_cancel(endpoint, use, last_event) -> (input, cached, output) | None`.
         """
         lease, response, tap = call.lease, call.response, call.tap
-        if tap is not None:
-            call.usage = tap.usage
         if response is None or lease is None:
             return
         response.abort()
@@ -388,4 +383,4 @@ def _outcome(error: StokerError) -> Outcome:
         return "timed_out"
     if isinstance(error, BadRequest):
         return "client_error"
-    return "refused" if error.code in _REFUSALS or error.retryable else "engine_error"
+    return "interrupted" if error.code == "internal" else "refused"
