@@ -166,7 +166,7 @@ def _walk(root: object, param: str) -> None:
         elif isinstance(part, dict) and part.get("type") not in _OPAQUE_PARTS:
             for key, value in part.items():
                 if isinstance(value, str):
-                    is_remote = key in _URL_FIELDS and not value[:5].lower() == "data:"
+                    is_remote = key in _URL_FIELDS and value[:5].lower() != "data:"
                     if is_remote or (key == "data" and "://" in value[:16]):
                         raise BadRequest(
                             f"{param}: remote media are not fetched ({key} {value[:64]!r})",
