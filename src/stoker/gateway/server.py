@@ -108,6 +108,10 @@ class GatewayServer:
             await asyncio.gather(self._sweeper, return_exceptions=True)
         self._sock.close()
 
+    async def abort(self) -> None:
+        """Cut every request now; each is still settled as far as it came. A `stop` under way then ends at once."""
+        await self._cut()
+
     async def serve(self, until: asyncio.Event) -> None:
         """Serve until `until` is set, then stop."""
         await self.start()

@@ -1,8 +1,8 @@
 """A fake OpenAI-compatible engine *process* with faults to order. Standard library only; binds a socket.
 
 `python -m stoker.testing.fake_engine --socket PATH --start-delay 3` answers as a small engine would: `/health`, chat
-and text completions (streamed or not, usage included), embeddings, `/v1/models` and `/metrics`. A control file, JSON with
-the same names as the options (`{"start_delay": 12}`), overrides them at the start of each process and of each request.
+and text completions (streamed or not, usage included), embeddings, `/v1/models` and `/metrics`. A control file, in JSON
+with the names of the options (`{"start_delay": 12}`), overrides them at each start and for each request.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def test_every_pair_moves_or_is_ignored_or_refused(status: life.Status, kind: ty
     [
         pytest.param("cold", START, "starting", {"StartTimer", "LaunchProcess"}, id="an order launches the process"),
         pytest.param("cold", EXAMPLES[life.Adopted], "ready", {"OpenForRequests"}, id="an adopted engine is open"),
-        pytest.param("starting", life.HealthPassed(), "ready", {"CancelTimer", "OpenForRequests"}, id="healthy is open"),
+        pytest.param(
+            "starting", life.HealthPassed(), "ready", {"CancelTimer", "OpenForRequests"}, id="healthy is open"
+        ),
         pytest.param(
             "starting", EXIT, "failed", {"CancelTimer", "ReleaseReservation", "FailWaiters"}, id="death tells waiters"
         ),
@@ -104,7 +106,9 @@ def test_every_pair_moves_or_is_ignored_or_refused(status: life.Status, kind: ty
         pytest.param(
             "draining", life.Drained(), "stopping", {"CancelTimer", "Terminate", "StartTimer"}, id="drained is ended"
         ),
-        pytest.param("draining", EXAMPLES[life.HealthLost], "draining", set(), id="streams may still come to their end"),
+        pytest.param(
+            "draining", EXAMPLES[life.HealthLost], "draining", set(), id="streams may still come to their end"
+        ),
         pytest.param("stopping", life.GraceElapsed(), "stopping", {"Kill", "StartTimer"}, id="no grace for ever"),
         pytest.param("stopping", EXIT, "stopped", {"CancelTimer", "ReleaseReservation"}, id="as ordered is stopped"),
         pytest.param("stopping", life.HealthPassed(), "stopping", set(), id="health that comes too late is ignored"),

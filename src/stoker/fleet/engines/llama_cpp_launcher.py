@@ -1,6 +1,6 @@
 """Runs the embedded llama.cpp server in this process. Run as a script by path; imports `xllamacpp` and nothing of ours.
 
-Argument: JSON `{"import_path": DIR, "model": FILE, "socket": FILE, "params": {"n_ctx": 2048, "cpuparams.n_threads": 2}}`;
+Argument: JSON `{"import_path": DIR, "model": FILE, "socket": FILE, "params": {"cpuparams.n_threads": 2, …}}`;
 parameters are attributes of `xllamacpp.CommonParams` by their dotted names.
 """
 

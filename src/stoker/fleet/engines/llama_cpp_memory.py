@@ -28,9 +28,8 @@ def memory_need(settings: DeploymentSettings, model: ModelFile, *, context_token
     if settings.memory is not None:
         return MemoryNeed(settings.memory, f"declared memory {_mib(settings.memory)}")
     facts = model.metadata
-    architecture = str(facts.get("general.architecture", "llama"))
-    kv_bytes = _kv_cache_bytes(settings, facts, architecture, context_tokens)
-    compute_bytes = _compute_bytes(settings, facts, architecture)
+    kv_bytes = _kv_cache_bytes(settings, facts, context_tokens)
+    compute_bytes = _compute_bytes(settings, facts)
     total = model.size_bytes + kv_bytes + compute_bytes + _OVERHEAD_BYTES
     slots = settings.engine.slots
     return MemoryNeed(
@@ -41,13 +40,13 @@ def memory_need(settings: DeploymentSettings, model: ModelFile, *, context_token
     )
 
 
-def _kv_cache_bytes(settings: DeploymentSettings, facts: Mapping[str, Any], architecture: str, context: int) -> int:
-    layers = _number(facts, f"{architecture}.block_count", 32)
-    width = _number(facts, f"{architecture}.embedding_length", 4096)
-    heads = _number(facts, f"{architecture}.attention.head_count", 32)
-    kv_heads = _number(facts, f"{architecture}.attention.head_count_kv", heads)
-    key_length = _number(facts, f"{architecture}.attention.key_length", width // max(1, heads))
-    value_length = _number(facts, f"{architecture}.attention.value_length", key_length)
+def _kv_cache_bytes(settings: DeploymentSettings, facts: Mapping[str, Any], context: int) -> int:
+    layers = _number(facts, "block_count", 32)
+    width = _number(facts, "embedding_length", 4096)
+    heads = _number(facts, "head_count", 32)
+    kv_heads = _number(facts, "head_count_kv", heads)
+    key_length = _number(facts, "key_length", width // max(1, heads))
+    value_length = _number(facts, "value_length", key_length)
     args = settings.engine.args
     key_bytes = _BYTES_PER_ELEMENT.get(str(args.get("cache_type_k", "f16")).lower(), 2.0)
     value_bytes = _BYTES_PER_ELEMENT.get(str(args.get("cache_type_v", "f16")).lower(), 2.0)
@@ -55,11 +54,11 @@ def _kv_cache_bytes(settings: DeploymentSettings, facts: Mapping[str, Any], arch
     return int(per_token * context * settings.engine.slots)
 
 
-def _compute_bytes(settings: DeploymentSettings, facts: Mapping[str, Any], architecture: str) -> int:
+def _compute_bytes(settings: DeploymentSettings, facts: Mapping[str, Any]) -> int:
     # The logits of one micro-batch are by far the largest intermediate result.
-    vocabulary = _number(facts, f"{architecture}.vocab_size", _number(facts, "tokenizer.ggml.tokens.length", 49_152))
+    vocabulary = _number(facts, "vocabulary_size", 49_152)
     ubatch = int(settings.engine.args.get("n_ubatch", _UBATCH_TOKENS))
-    width = _number(facts, f"{architecture}.embedding_length", 4096)
+    width = _number(facts, "embedding_length", 4096)
     return int((vocabulary + 16 * width) * ubatch * 4)
 
 

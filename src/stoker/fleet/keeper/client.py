@@ -17,6 +17,7 @@ from stoker.errors import EngineFailed, KeeperUnavailable
 from stoker.fleet.keeper import protocol
 from stoker.fleet.ports import Endpoint, EngineExit, ExitListener, HeldEngine, LaunchSpec
 
+_SOURCE_ROOT = str(Path(__file__).resolve().parents[3])
 _CALL_LIMIT_S = 10.0
 _START_LIMIT_S = 15.0
 _CONNECT_EVERY_S = 0.005
@@ -162,7 +163,7 @@ async def connect_or_spawn(run_dir: Path, log_dir: Path, *, generation: str, orp
             stdout=log,
             stderr=log,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+            env={**os.environ, "PYTHONPATH": _SOURCE_ROOT},
             # Its own session: a terminal's Ctrl-C and hang-up are the server's business.
             start_new_session=True,
         )
