@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import httptools
 
@@ -118,7 +118,8 @@ class UpstreamConnection(asyncio.Protocol):
     def finish(self) -> None:
         """Give the connection back to the pool when the response was read to its end, else close it at once.
 
-        Closing is how an engine is told to stop. A second call does nothing.
+        Closing is how an engine is told to stop. A second call does nothing. Read nothing of the response afterwards:
+        the connection may carry another one by then.
         """
         if not self.in_use:
             return
@@ -162,8 +163,8 @@ class UpstreamConnection(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ the loop's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have the methods, but not the ancestry.
+        self._transport = cast(asyncio.Transport, transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -126,6 +126,26 @@ class LlamaCpp:
         """Return the route of the engine's own server."""
         return _PATHS[surface]
 
+    async def usage_after_cancel(
+        self,
+        endpoint: Endpoint,  # noqa: ARG002 - other engines must be asked
+        use: SlotUse,  # noqa: ARG002
+        last_event: bytes,
+    ) -> tuple[int, int, int] | None:
+        """Return input, cached and output tokens of a request whose connection was closed; None when not known.
+
+        Every streamed event carries the engine's own count so far, because `prepare` asked for it.
+        """
+        start = last_event.find(b'"timings":')
+        if start < 0:
+            return None
+        try:
+            timings = json.JSONDecoder().raw_decode(last_event[start + len(b'"timings":') :].decode())[0]
+            cached = int(timings["cache_n"])
+            return int(timings["prompt_n"]) + cached, cached, int(timings["predicted_n"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
     def _flags(self, request: LaunchRequest) -> dict[str, Any]:
         engine = request.settings.engine
         assert request.model is not None
@@ -135,7 +155,7 @@ class LlamaCpp:
             # llama.cpp divides its context among the slots.
             "n_ctx": context_tokens(request.settings, request.model) * engine.slots,
             "n_parallel": engine.slots,
-            "model_alias": request.deployment,
+            "model_alias": [request.deployment],
             "cpuparams.n_threads": request.threads,
             "cpuparams_batch.n_threads": request.threads,
             "endpoint_metrics": True,
@@ -197,7 +217,14 @@ def _llama_server(
     if program is None:
         raise EngineFailed(f"there is no program {binary}", mend="install llama-server or correct engine.binary")
     line = [program, "--model", model, "--host", socket_path, "--no-webui", "--metrics", "--slots"]
-    line += ["--ctx-size", str(flags["n_ctx"]), "--parallel", str(flags["n_parallel"]), "--alias", flags["model_alias"]]
+    line += [
+        "--ctx-size",
+        str(flags["n_ctx"]),
+        "--parallel",
+        str(flags["n_parallel"]),
+        "--alias",
+        flags["model_alias"][0],
+    ]
     line += ["--threads", str(flags["cpuparams.n_threads"]), "--cache-ram", "0", "--no-warmup"]
     if "pooling_type" in flags:
         names = {number: name for name, number in _POOLING.items()}

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from types import ModuleType
 
 
 def main() -> None:
@@ -30,14 +31,19 @@ def main() -> None:
         *parents, last = name.split(".")
         for parent in parents:
             holder = getattr(holder, parent)
-        if last == "pooling_type":
-            value = xllamacpp.llama_pooling_type(value)  # noqa: PLW2901
-        setattr(holder, last, value)
+        setattr(holder, last, _typed(xllamacpp, last, value))
     server = xllamacpp.Server(params)
     sys.stdout.write(f"ready at {server.listening_address}\n")
     sys.stdout.flush()
     while True:
         signal.pause()
+
+
+def _typed(xllamacpp: ModuleType, name: str, value: object) -> object:
+    """JSON has neither sets nor enumerations."""
+    if name == "pooling_type":
+        return xllamacpp.llama_pooling_type(value)
+    return set(value) if name == "model_alias" and isinstance(value, list) else value
 
 
 def _read_ahead(path: str) -> None:
