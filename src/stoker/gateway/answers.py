@@ -74,22 +74,23 @@ async def answer_whole(ends: Ends, call: Call, lease: SlotLease, response: Upstr
         body = b"".join(pieces)
     elif rest := await response.read():
         body += rest
+    status, content_type = response.status, response.content_type  # the connection is another's once it is given back
     usage = call.usage = find_usage(body)
     call.note_output(ends.now_s())
-    settled = ends.complete(call, "completed", response.status)
+    settled = ends.complete(call, "completed", status)
     await durable(call.begun)
     await durable(settled)
     headers = answer_headers(
         call.request_id,
         lease,
-        content_type=response.content_type,
+        content_type=content_type,
         queue_s=call.queue_s,
         cold_start_s=call.cold_start_s,
         content_length=len(body),
         price_nanousd=call.price_nanousd(usage) if usage is not None else None,
     )
     call.has_started = True
-    await call.send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await call.send({"type": "http.response.start", "status": status, "headers": headers})
     await call.send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -147,13 +148,13 @@ async def answer_stream(ends: Ends, call: Call, lease: SlotLease, response: Upst
             break
     else:
         tap.finish()
+    if not call.has_started:
+        await durable(call.begun)
+        await _start(call, lease, response)
     call.usage = tap.usage
     outcome: Outcome = "engine_error" if tap.has_error else "completed"
     settled = ends.complete(call, outcome, status, "engine_failed" if tap.has_error else None)
-    await durable(call.begun)
     await durable(settled)
-    if not call.has_started:
-        await _start(call, lease, response)
     await call.send({"type": "http.response.body", "body": tap.held, "more_body": False})
 
 

@@ -118,7 +118,8 @@ class UpstreamConnection(asyncio.Protocol):
     def finish(self) -> None:
         """Give the connection back to the pool when the response was read to its end, else close it at once.
 
-        Closing is how an engine is told to stop. A second call does nothing.
+        Closing is how an engine is told to stop. A second call does nothing. Read nothing of the response afterwards:
+        the connection may carry another one by then.
         """
         if not self.in_use:
             return
