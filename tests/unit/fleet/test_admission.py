@@ -120,14 +120,18 @@ OWN = deployment("own", tier="dedicated", tenants=("acme",), num_warm=1)
             ("wait", 1.0, [], []),
             id="nobody overtakes the queue",
         ),
+        pytest.param(fleet(A, replica("a1", "a", busy=1)), ask(), ("wait", 1.0, [], []), id="a full one is waited for"),
         pytest.param(
-            fleet(A, replica("a1", "a", busy=1)), ask(), ("wait", 1.0, [], []), id="a full one is waited for"
+            fleet(A, replica("a1", "a", is_suspect=True)),
+            ask(),
+            ("wait", 2.0, [], []),
+            id="a suspect one grants nothing",
         ),
         pytest.param(
-            fleet(A, replica("a1", "a", is_suspect=True)), ask(), ("wait", 2.0, [], []), id="a suspect one grants nothing"
-        ),
-        pytest.param(
-            fleet(A, replica("a1", "a", "draining", busy=1)), ask(), ("wait", 2.0, ["a"], []), id="a draining one neither"
+            fleet(A, replica("a1", "a", "draining", busy=1)),
+            ask(),
+            ("wait", 2.0, ["a"], []),
+            id="a draining one neither",
         ),
         pytest.param(
             fleet(A), ask(within_s=1.0), ("refused", "capacity_exhausted", 2.0, 1), id="too late: refused, and woken"
@@ -242,7 +246,9 @@ def todo(view: FleetView) -> tuple[list[str], list[str], float | None]:
             fleet(OWN, replica("o1", "own", idle_since_s=0.0)), ([], [], None), id="dedicated never idles out"
         ),
         pytest.param(
-            fleet(A, replica("a1", "a", busy=1), replica("a2", "a")), ([], ["a2"], None), id="surplus: the idle one goes"
+            fleet(A, replica("a1", "a", busy=1), replica("a2", "a")),
+            ([], ["a2"], None),
+            id="surplus: the idle one goes",
         ),
         pytest.param(
             fleet(replace(A, is_retired=True), replica("a1", "a", busy=1)), ([], ["a1"], None), id="deleted: all go"
@@ -263,7 +269,9 @@ def todo(view: FleetView) -> tuple[list[str], list[str], float | None]:
             id="changed and no room for both, ever: the old one goes first",
         ),
         pytest.param(
-            fleet(replace(A, queue=waiting("a")), replica("a1", "a", "failed")), (["a"], [], None), id="failed is nothing"
+            fleet(replace(A, queue=waiting("a")), replica("a1", "a", "failed")),
+            (["a"], [], None),
+            id="failed is nothing",
         ),
         pytest.param(
             fleet(replace(A, queue=waiting("a")), B, replica("b1", "b", "stopping"), pool_mib=100),

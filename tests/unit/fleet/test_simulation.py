@@ -48,12 +48,10 @@ class Simulation:
     outcomes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)  # noqa: S311
+        self.random = random.Random(self.seed)
         self.order = itertools.count()
         self.agenda: list[tuple[float, int, tuple[str, ...]]] = []
-        wanted = [
-            Reservation(each.name, each.tier, each.need, each.num_warm) for each in self.deployments.values()
-        ]
+        wanted = [Reservation(each.name, each.tier, each.need, each.num_warm) for each in self.deployments.values()]
         placement = place(self.pool, wanted)
         self.reserved = placement.placed
         for name, words in placement.unplaced.items():
