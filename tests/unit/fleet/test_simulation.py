@@ -240,7 +240,8 @@ class Simulation:
         self.step(name, life.DrainTimedOut(self.replicas[name].slots.ongoing))
 
 
-def deployment(name: str, tier: str, memory: int, slots: int, most: int, warm: int) -> DeploymentView:
+def deployment(name: str, parts: tuple[str, int, int, int, int]) -> DeploymentView:
+    tier, memory, slots, most, warm = parts
     is_dedicated = tier == "dedicated"
     return DeploymentView(
         name, tier, (), max(1, warm) if is_dedicated else min(warm, most), max(1, warm) if is_dedicated else most,
@@ -265,7 +266,7 @@ traffic = st.lists(
 
 
 def simulate(parts: list, asked: list, seed: int, failure_ratio: float) -> Simulation:
-    declared = {f"d{i}": deployment(f"d{i}", *each) for i, each in enumerate(parts)}
+    declared = {f"d{i}": deployment(f"d{i}", each) for i, each in enumerate(parts)}
     simulation = Simulation(Resources(10), declared, seed, failure_ratio)
     for number, (at_s, which, within_s) in enumerate(asked):
         simulation.at(at_s, "ask", f"r{number}", f"d{which % len(parts)}", str(within_s))
