@@ -88,6 +88,7 @@ __all__ = [
     "event_from_json",
     "event_to_json",
     "is_recorded",
+    "reason_for",
     "replay",
     "step",
 ]
@@ -441,6 +442,13 @@ def step(state: ReplicaState, event: ReplicaEvent) -> tuple[ReplicaState, tuple[
 def is_recorded(state: ReplicaState, event: ReplicaEvent) -> bool:
     """Return whether the event belongs in the log: it moves the replica or does something there."""
     return _TABLE[state.status][type(event)] not in (_ignore, _refuse)
+
+
+def reason_for(state: ReplicaState, event: ReplicaEvent) -> str:
+    """Say why an event moves a replica; an exit that was ordered needs no words of the engine."""
+    if state.status == "stopping" and isinstance(event, ProcessExited):
+        return state.failure if state.failure is not None else "the engine ended as ordered"
+    return describe(event)
 
 
 def replay(events: tuple[ReplicaEvent, ...]) -> tuple[Status, ...]:
