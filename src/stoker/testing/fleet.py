@@ -50,10 +50,10 @@ class ScriptedEngine:
         self.launches: list[LaunchRequest] = []
         self._ready_at_s: dict[str, float] = {}
 
-    def surfaces(self, settings: DeploymentSettings, model: ModelFile | None) -> frozenset[Surface]:  # noqa: ARG002
+    def surfaces(self, settings: DeploymentSettings, model: ModelFile | None) -> frozenset[Surface]:
         return frozenset({"embeddings"} if settings.engine.pooling else {"chat.completions", "completions"})
 
-    def memory_need(self, settings: DeploymentSettings, model: ModelFile | None) -> MemoryNeed:  # noqa: ARG002
+    def memory_need(self, settings: DeploymentSettings, model: ModelFile | None) -> MemoryNeed:
         return MemoryNeed(100 * MIB, "weights 60 MiB + KV cache 40 MiB = 100 MiB")
 
     def plan_launch(self, request: LaunchRequest) -> LaunchSpec | Endpoint:
@@ -73,7 +73,7 @@ class ScriptedEngine:
             return "unhealthy"
         return "ready" if self._clock.monotonic_s() >= self._ready_at_s.get(engine_id, 0.0) else "starting"
 
-    def prepare(self, surface: Surface, body: dict[str, Any], use: SlotUse) -> None:  # noqa: ARG002
+    def prepare(self, surface: Surface, body: dict[str, Any], use: SlotUse) -> None:
         body["id_slot"] = use.slot_index
 
     def path(self, surface: Surface) -> str:

@@ -18,7 +18,7 @@ import pytest
 from stoker.clock import SystemClock
 from stoker.config.settings import DeploymentSettings
 from stoker.errors import EngineFailed
-from stoker.events import EventBus
+from stoker.events import EventBus, ReplicaMoved
 from stoker.fleet.control import NodeBudget
 from stoker.fleet.engines.openai_process import OpenAIProcess
 from stoker.fleet.fleet import Fleet
@@ -35,6 +35,7 @@ class Servers:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="stk-"))
         self.ledger = MemoryLedger()
+        self.ended = asyncio.Event()
         self.keeper: KeeperClient
         self.fleet: Fleet
 
@@ -44,18 +45,24 @@ class Servers:
         async def no_file(_name: str) -> None:
             return None
 
+        bus = EventBus()
+        bus.subscribe(ReplicaMoved, self._note)
         self.fleet = Fleet(
             keeper=self.keeper,
             engines={"openai": OpenAIProcess()},
             recorder=self.ledger,
             clock=SystemClock(),
-            bus=EventBus(),
+            bus=bus,
             node=NodeBudget(2**30, 0, 2),
             model_files=no_file,
             run_dir=self.folder,
             log_dir=self.folder,
         )
         await self.fleet.start(deployments)
+
+    def _note(self, moved: ReplicaMoved) -> None:
+        if moved.to_status in ("stopped", "failed"):
+            self.ended.set()
 
     async def ask(self, name: str) -> SlotLease:
         return await self.fleet.acquire(LeaseAsk("req", name, "acme", 0, time.monotonic() + 30))
@@ -95,9 +102,9 @@ async def test_cold_request_wakes_a_process_and_a_killed_one_is_replaced(servers
     assert await lease.engine.health(lease.endpoint) == "ready"
     done(servers, lease)
     first = servers.pid("a")
+    servers.ended.clear()
     os.kill(first, signal.SIGKILL)
-    while (found := servers.fleet.snapshot().deployment("a")) is not None and found.replicas:
-        await asyncio.sleep(0.01)
+    await servers.ended.wait()
     again = await servers.ask("a")
     assert again.replica_id != lease.replica_id
     assert servers.pid("a") != first
