@@ -185,7 +185,7 @@ class ReplicaSupervisor:
             self._record(event, before, state)
         self.state = state
         if has_moved:
-            self.since_s, self.reason = now_s, life.describe(event)
+            self.since_s, self.reason = now_s, life.reason_for(before, event)
             if before.status == "starting":
                 self._stop_asking()
             if state.status == "ready":
@@ -221,7 +221,7 @@ class ReplicaSupervisor:
             from_status=before.status,
             to_status=after.status,
             is_final=after.is_final,
-            reason=life.describe(event),
+            reason=life.reason_for(before, event),
             memory_bytes=self.launch.need.memory_bytes if holds else 0,
             cores=float(self.threads) if holds else 0.0,
             gpus=self.launch.need.gpus if holds else 0,

@@ -340,7 +340,7 @@ async def test_circuit_opens_after_max_start_failures_and_lets_one_start_through
     num_launches = len(harness.engine.launches)
     refused = harness.ask("a")
     await harness.clock.advance(0.0)
-    with pytest.raises(EngineFailed, match="2 starts in a row failed.*exec format error") as error:
+    with pytest.raises(EngineFailed, match=r"2 starts in a row failed.*exec format error") as error:
         refused.result()
     assert error.value.retry_after_s is not None
     assert 27 < error.value.retry_after_s < 31

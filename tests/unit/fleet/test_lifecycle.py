@@ -134,7 +134,7 @@ def test_failed_start_repeats_the_engines_own_last_words() -> None:
     assert len(told.words) < 700
 
 
-events = st.sampled_from([type_ for type_ in life.EVENT_TYPES]).map(EXAMPLES.__getitem__)
+events = st.sampled_from(list(life.EVENT_TYPES)).map(EXAMPLES.__getitem__)
 
 
 @given(st.lists(events, max_size=40))

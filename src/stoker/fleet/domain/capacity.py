@@ -282,11 +282,8 @@ class _Planner:
             for victim, _ in chosen:
                 self._drain(victim, f"its memory is needed by {name}")
         later.update(freed)
-        busy_s = [
-            self._view.deployments[victim.deployment].service.mean_s
-            for victim, _ in chosen
-            if victim.idle_since_s is None and victim.deployment in self._view.deployments
-        ]
+        owners = [(victim, self._view.deployments[victim.deployment]) for victim, _ in chosen]
+        busy_s = [owner.service.mean_s for victim, owner in owners if victim.idle_since_s is None or owner.queue]
         return max(0.0, wait_s) + max(busy_s, default=0.0) + STOP_S
 
     def _victims(self, want: _Want) -> list[tuple[ReplicaView, float]]:

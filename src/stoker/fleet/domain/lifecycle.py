@@ -20,10 +20,78 @@ that makes no sense there). Standby levels will be further statuses with their o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
+
+from stoker.fleet.domain.replica_events import (
+    EVENT_TYPES,
+    Adopted,
+    Drained,
+    DrainOrdered,
+    DrainTimedOut,
+    GraceElapsed,
+    HandedOver,
+    HealthLost,
+    HealthPassed,
+    KeeperLost,
+    LaunchFailed,
+    ProcessExited,
+    ProcessStarted,
+    ReplicaEvent,
+    StartOrdered,
+    StartTimedOut,
+    StopOrdered,
+    TierChanged,
+    describe,
+    event_from_json,
+    event_to_json,
+)
+
+__all__ = [
+    "EVENT_TYPES",
+    "FINAL_STATUSES",
+    "STATUSES",
+    "Adopted",
+    "AskHealth",
+    "CancelTimer",
+    "CloseForRequests",
+    "DrainOrdered",
+    "DrainTimedOut",
+    "Drained",
+    "Effect",
+    "EventRefused",
+    "FailWaiters",
+    "GraceElapsed",
+    "HandedOver",
+    "HealthLost",
+    "HealthPassed",
+    "KeeperLost",
+    "Kill",
+    "LaunchFailed",
+    "LaunchProcess",
+    "OpenForRequests",
+    "ProcessExited",
+    "ProcessStarted",
+    "ReleaseReservation",
+    "ReplicaEvent",
+    "ReplicaState",
+    "StartOrdered",
+    "StartTimedOut",
+    "StartTimer",
+    "Status",
+    "StopOrdered",
+    "Terminate",
+    "TierChanged",
+    "TimerKind",
+    "describe",
+    "event_from_json",
+    "event_to_json",
+    "is_recorded",
+    "reason_for",
+    "replay",
+    "step",
+]
 
 Status = Literal["cold", "starting", "ready", "draining", "stopping", "stopped", "failed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -50,139 +118,6 @@ class ReplicaState:
     def is_final(self) -> bool:
         return self.status in FINAL_STATUSES
 
-
-# ---------------------------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True, slots=True)
-class StartOrdered:
-    """Bring it up; `start_timeout_s` bounds launch to ready."""
-
-    reason: str
-    start_timeout_s: float
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """A predecessor's process, found ready with the keeper."""
-
-    reason: str
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessStarted:
-    """The keeper runs it; `pid` is None for a server that somebody else runs."""
-
-    pid: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchFailed:
-    """The program could not be run at all."""
-
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
-class HealthPassed:
-    """The engine says that it can serve."""
-
-
-@dataclass(frozen=True, slots=True)
-class HealthLost:
-    """A ready engine no longer answers for itself."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimedOut:
-    """It was not ready in time."""
-
-    after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessExited:
-    """The process ended and was reaped."""
-
-    exit_code: int | None
-    signal: int | None
-    last_words: str
-
-
-@dataclass(frozen=True, slots=True)
-class DrainOrdered:
-    """Take no more requests, end those in flight within `drain_timeout_s`, then stop."""
-
-    reason: str
-    drain_timeout_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """The last request in flight ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrainTimedOut:
-    """Requests in flight outlived the drain."""
-
-    num_cut: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopOrdered:
-    """Stop now, whatever is in flight."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class GraceElapsed:
-    """SIGTERM was not heeded, or SIGKILL not yet reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeeperLost:
-    """The keeper, and every process with it, is gone."""
-
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class HandedOver:
-    """This server goes and leaves the process to the keeper for the next one."""
-
-
-@dataclass(frozen=True, slots=True)
-class TierChanged:
-    """The deployment moved between tiers; the process does not notice."""
-
-    tier: str
-
-
-ReplicaEvent = (
-    StartOrdered
-    | Adopted
-    | ProcessStarted
-    | LaunchFailed
-    | HealthPassed
-    | HealthLost
-    | StartTimedOut
-    | ProcessExited
-    | DrainOrdered
-    | Drained
-    | DrainTimedOut
-    | StopOrdered
-    | GraceElapsed
-    | KeeperLost
-    | HandedOver
-    | TierChanged
-)
-EVENT_TYPES: tuple[type[ReplicaEvent], ...] = get_args(ReplicaEvent)
 
 # ---------------------------------------------------------------------------------------------- effects
 
@@ -509,6 +444,13 @@ def is_recorded(state: ReplicaState, event: ReplicaEvent) -> bool:
     return _TABLE[state.status][type(event)] not in (_ignore, _refuse)
 
 
+def reason_for(state: ReplicaState, event: ReplicaEvent) -> str:
+    """Say why an event moves a replica; an exit that was ordered needs no words of the engine."""
+    if state.status == "stopping" and isinstance(event, ProcessExited):
+        return state.failure if state.failure is not None else "the engine ended as ordered"
+    return describe(event)
+
+
 def replay(events: tuple[ReplicaEvent, ...]) -> tuple[Status, ...]:
     """Return the status after each event, from cold; what the ledger's intervals must equal."""
     state = ReplicaState()
@@ -517,62 +459,3 @@ def replay(events: tuple[ReplicaEvent, ...]) -> tuple[Status, ...]:
         state, _ = step(state, event)
         statuses.append(state.status)
     return tuple(statuses)
-
-
-# ---------------------------------------------------------------------------------------------- words and JSON
-
-_MAX_WORDS = 600  # characters of an engine's output in a message: the last lines, not the whole log
-
-
-def describe(event: ReplicaEvent) -> str:
-    """Say in one clause why a replica moved."""
-    match event:
-        case StartOrdered() | Adopted() | DrainOrdered() | StopOrdered():
-            return event.reason
-        case ProcessStarted(pid):
-            return "another's server" if pid is None else f"process {pid}"
-        case LaunchFailed(words):
-            return f"the program could not be run: {words}"
-        case HealthPassed():
-            return "the engine is healthy"
-        case HealthLost(detail):
-            return f"the engine lost its health: {detail}"
-        case StartTimedOut(after_s):
-            return f"the engine was not ready within {after_s:g} s"
-        case ProcessExited(exit_code, signal, last_words):
-            how = f"was ended by signal {signal}" if exit_code is None else f"exited with code {exit_code}"
-            words = last_words.strip()[-_MAX_WORDS:]
-            return f"the engine {how}: {words}" if words else f"the engine {how} without a word"
-        case Drained():
-            return "the last request ended"
-        case DrainTimedOut(num_cut):
-            return f"the drain timed out and cut {num_cut} requests"
-        case GraceElapsed():
-            return "it did not end within its grace"
-        case KeeperLost(detail):
-            return f"the keeper was lost: {detail}"
-        case HandedOver():
-            return "left to the keeper for the next server"
-        case TierChanged(tier):
-            return f"moved to {tier}"
-
-
-_EVENT_BY_NAME: Mapping[str, type[ReplicaEvent]] = {kind.__name__: kind for kind in EVENT_TYPES}
-
-
-def event_to_json(event: ReplicaEvent) -> str:
-    """Write an event with sorted keys, so that equal events are equal bytes."""
-    return json.dumps({"event": type(event).__name__, **asdict(event)}, sort_keys=True, separators=(",", ":"))
-
-
-def event_from_json(text: str) -> ReplicaEvent:
-    """Read what `event_to_json` wrote.
-
-    Raises:
-        ValueError: the text is not an event of this table.
-    """
-    try:
-        fields = json.loads(text)
-        return _EVENT_BY_NAME[fields.pop("event")](**fields)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as exc:
-        raise ValueError(f"not a replica event: {text[:200]!r}") from exc
