@@ -1,10 +1,10 @@
 /* A stand-in for an OpenAI-compatible engine, so that a gateway's own cost can be measured.
  *
- *   upstream (--port N | --socket PATH) [--delay-us D] [--chunks K] [--interval-us I]
+ *   upstream (--port N | --socket PATH) [--delay-us D] [--chunks K] [--interval-us I] [--start-us S]
  *
  * POST anything: a chat completion, after D microseconds; a body with "stream": true is answered by K chunks, I
  * microseconds apart, then usage (when asked for) and [DONE]. GET /health, /v1/models, /stats (counts as JSON).
- * One thread, one epoll; prints "listening PORT" when it accepts.
+ * It listens after S microseconds, as an engine does that reads its weights first. One thread, one epoll; prints "listening PORT" when it accepts.
  */
 #include "http.h"
 #include <signal.h>
@@ -282,16 +282,20 @@ static void fire_timers(void) {
 int main(int argc, char **argv) {
     const char *path = NULL;
     int port = 0;
+    double start_us = 0;
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--socket")) path = argv[i + 1];
         else if (!strcmp(argv[i], "--port")) port = (int)number_argument(argv[i], argv[i + 1]);
         else if (!strcmp(argv[i], "--delay-us")) delay_ns = (uint64_t)(number_argument(argv[i], argv[i + 1]) * 1e3);
         else if (!strcmp(argv[i], "--interval-us")) interval_ns = (uint64_t)(number_argument(argv[i], argv[i + 1]) * 1e3);
+        else if (!strcmp(argv[i], "--start-us")) start_us = number_argument(argv[i], argv[i + 1]);
         else if (!strcmp(argv[i], "--chunks")) num_chunks = (int)number_argument(argv[i], argv[i + 1]);
-        else refuse("usage: upstream (--port N | --socket PATH) [--delay-us D] [--chunks K] [--interval-us I]");
+        else refuse("usage: upstream (--port N | --socket PATH) [--delay-us D] [--chunks K] [--interval-us I] [--start-us S]");
     }
     if (num_chunks < 1 || num_chunks > 64) refuse("--chunks takes 1 to 64"); /* a stream must fit its buffer */
     signal(SIGPIPE, SIG_IGN);
+    struct timespec start = {(time_t)(start_us / 1e6), (long)((uint64_t)start_us % 1000000 * 1000)};
+    nanosleep(&start, NULL);
     struct sockaddr_storage address;
     socklen_t address_len = make_address(&address, path, port);
     int listener = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);

@@ -18,7 +18,9 @@
     ├── KeeperUnavailable     the keeper does not answer
     ├── ModelUnavailable      a weight file is missing, truncated, tampered or cannot be fetched
     ├── LedgerUnavailable     a durable write failed, so nothing may be acknowledged
-    └── StateDirUnusable      read-only, full or held by another Stoker
+    ├── StateDirUnusable      read-only, full or held by another Stoker
+    ├── PortTaken             the endpoint cannot listen where it was told to
+    └── UnsafeBinding         the endpoint would be open to strangers
 
 `gateway.errors` alone maps a code to an HTTP status; `cli` alone prints one.
 """
@@ -165,3 +167,11 @@ class LedgerUnavailable(StokerError):
 
 class StateDirUnusable(StokerError):
     code = "state_dir_unusable"
+
+
+class PortTaken(StokerError):
+    code = "port_taken"
+
+
+class UnsafeBinding(StokerError):
+    code = "unsafe_binding"

@@ -35,7 +35,14 @@ class ReplicaMoved:
     reason: str
 
 
-Event = DeploymentChanged | ReplicaMoved
+@dataclass(frozen=True, slots=True)
+class KeeperLost:
+    """The keeper died, and every engine with it; somebody must find the fleet another one."""
+
+    detail: str
+
+
+Event = DeploymentChanged | ReplicaMoved | KeeperLost
 _E = TypeVar("_E", bound=Event)
 
 

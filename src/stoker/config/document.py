@@ -81,7 +81,8 @@ def read_document(text: str) -> Document:
         node = YAML().compose(text)
     except MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        saying = " ".join(part for part in (exc.context, exc.problem) if part)
+        begun = f" begun in line {exc.context_mark.line + 1}:" if exc.context and exc.context_mark else ""
+        saying = " ".join(part for part in (f"{exc.context}{begun}" if exc.context else "", exc.problem) if part)
         reader.document.problems.append(
             Problem((), f"this is not valid YAML: {saying}", mark.line + 1 if mark else None)
         )

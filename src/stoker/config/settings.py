@@ -98,6 +98,7 @@ class ServerSettings(Frozen):
     body_timeout: Seconds = 30.0
     request_timeout: Seconds = 600.0
     max_connections: int = Field(2048, ge=1)
+    allowed_hosts: tuple[str, ...] = Field((), description="further Host names answered to; `*.example.org` works")
     orphan_grace: Seconds = Field(60.0, description="how long the keeper holds engines after the server died")
     drain_timeout: Seconds = Field(60.0, description="how long Ctrl-C waits for requests in flight")
 

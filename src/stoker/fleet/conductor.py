@@ -86,7 +86,7 @@ class Conductor:
 
     def _start(self, deployment: Deployment, reason: str) -> None:
         launch = deployment.launch
-        if launch is None:
+        if launch is None or self._roster.needs_lost_keeper(deployment):
             return
         engine = deployment.settings.engine
         num_live = len(self._roster.replicas) + 1

@@ -12,7 +12,7 @@ from stoker import ids
 from stoker.clock import Clock
 from stoker.config.settings import DeploymentSettings
 from stoker.errors import BadRequest, Draining, Forbidden, NotFound, StokerError, UnknownModel
-from stoker.events import DeploymentChanged, EventBus
+from stoker.events import DeploymentChanged, EventBus, KeeperLost
 from stoker.fleet.adoption import Adoption
 from stoker.fleet.conductor import Conductor
 from stoker.fleet.control import FleetSnapshot, NodeBudget
@@ -201,6 +201,7 @@ class Fleet:
         for each in list(self._roster.replicas.values()):
             if not each.is_external:
                 each.handle(life.KeeperLost(detail))
+        self._bus.publish(KeeperLost(detail))
 
     # ------------------------------------------------------------------ changes
 

@@ -166,8 +166,8 @@ class Leasing:
         now_s = self._clock.monotonic_s()
         if deployment.launch is None:
             raise self._unavailable(deployment, now_s)
-        if self._roster.keeper_problem is not None and not deployment.opened:
-            raise KeeperUnavailable(self._roster.keeper_problem)
+        if self._roster.needs_lost_keeper(deployment) and not deployment.opened:
+            raise KeeperUnavailable(self._roster.keeper_problem or "")
         ask = Ask(
             lease_ask.request_id,
             lease_ask.deployment,

@@ -20,12 +20,14 @@ class Endpoint:
     Attributes:
         socket_path: absolute path; None when `host` and `port` are set.
         base_path: prefix of every route, without a trailing slash.
+        health_path: what its adapter asks to know whether it is ready.
     """
 
     socket_path: str | None = None
     host: str | None = None
     port: int | None = None
     base_path: str = ""
+    health_path: str = "/health"
 
 
 # ---------------------------------------------------------------------------------------------- keeper

@@ -137,6 +137,11 @@ class Roster:
     def live(self) -> Iterator[Deployment]:
         return (each for each in self.deployments.values() if not each.is_retired)
 
+    def needs_lost_keeper(self, deployment: Deployment) -> bool:
+        """Return whether its replicas cannot start because there is no keeper; others' servers need none."""
+        engine = deployment.settings.engine
+        return self.keeper_problem is not None and (engine.url is None or engine.command is not None)
+
     def add(self, replica: ReplicaSupervisor) -> None:
         self.replicas[replica.replica_id] = replica
         self.by_engine_id[replica.engine_id] = replica

@@ -59,6 +59,11 @@ class Keyring:
         """Whether an unknown key, or none, is accepted as `local`."""
         return self._is_loopback and not self._configured
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether any key is valid, configured or stored."""
+        return bool(self._principals)
+
     def configure(self, configured: Iterable[ConfiguredKey]) -> None:
         """Replace the configured keys, after `stoker apply`."""
         self._configured = tuple(configured)

@@ -98,6 +98,8 @@ class UpstreamPool:
                 if endpoint.socket_path is not None:
                     made = await loop.create_unix_connection(protocol, endpoint.socket_path)
                 else:
+                    assert endpoint.host is not None
+                    assert endpoint.port is not None
                     made = await loop.create_connection(protocol, endpoint.host, endpoint.port)
         except (OSError, TimeoutError) as error:
             detail = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__

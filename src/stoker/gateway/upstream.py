@@ -44,7 +44,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_can_reuse", "_error", "_framing_bytes", "_has_framing", "_is_interim", "_is_open", "_is_paused", "_loop",
-        "_num_headers", "_num_interim", "_on_lost", "_on_reusable", "_parser", "_pieces", "_transport", "_unread_bytes", "_waiter",
+        "_num_headers", "_num_interim", "_on_lost", "_on_reusable", "_parser", "_pieces", "_transport",
+        "_unread_bytes", "_waiter",
         "content_length", "content_type", "endpoint", "has_received", "idle_since_s", "in_use", "is_complete",
         "is_head_done", "retry_after", "status",
     )  # fmt: skip
@@ -122,10 +123,11 @@ class UpstreamConnection(asyncio.Protocol):
         if not self.in_use:
             return
         self.in_use = False
-        if self.is_complete and self._can_reuse and self._is_open and not self._pieces and self._transport is not None:
-            if not self._is_paused and self._transport.get_write_buffer_size() == 0:
-                self._on_reusable(self)
-                return
+        transport = self._transport
+        is_spent = self.is_complete and self._can_reuse and not self._pieces and not self._is_paused
+        if is_spent and self._is_open and transport is not None and transport.get_write_buffer_size() == 0:
+            self._on_reusable(self)
+            return
         self.abort()
 
     def abort(self) -> None:

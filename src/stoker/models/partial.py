@@ -63,6 +63,9 @@ class PartFile:
 
     Args:
         expected_sha256: when known, a download may be resumed without an ETag: the hash tells in the end.
+
+    Attributes:
+        was_resumed: what is there came in more than one answer.
     """
 
     def __init__(
@@ -123,7 +126,7 @@ class PartFile:
         """
         if not is_continued:
             self._truncate()
-            self.was_resumed = False
+        self.was_resumed = is_continued
         self._state = PartState(self._state.source, self._state.name, validator, total_bytes)
         self.require_room(total_bytes)
         self._notes.write_text(json.dumps(asdict(self._state)))

@@ -308,13 +308,12 @@ class ModelStore:
         try:
             for is_last in (False, True):
                 await asyncio.to_thread(part.open)
-                was_resumed = part.was_resumed
                 fetcher = self._fetchers[source.kind]
                 await fetcher.fetch(source, part, allow_private=settings.allow_private, report=report)
                 digest = await asyncio.to_thread(part.finish)
                 if settings.sha256 in {None, digest}:
                     break
-                num_bytes = part.num_bytes
+                num_bytes, was_resumed = part.num_bytes, part.was_resumed
                 await asyncio.to_thread(part.discard)
                 if is_last or not was_resumed:  # two halves of two versions deserve a second try, a whole file does not
                     raise ModelUnavailable(

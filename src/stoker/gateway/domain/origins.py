@@ -43,7 +43,7 @@ class HostPolicy:
     def __init__(self, bind_host: str, allowed_hosts: Iterable[str] = ()) -> None:
         self._is_wildcard = bind_host in _WILDCARDS
         names = {host_name(name) for name in allowed_hosts}
-        self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        self._suffixes = (".localhost", *(name[1:] for name in names if name.startswith("*.")))
         self._names = names | {host_name(bind_host) if ":" not in bind_host else bind_host.lower(), "localhost"}
         self._verdicts: dict[bytes, bool] = {}
 
@@ -62,7 +62,7 @@ class HostPolicy:
         return bool(separator) and scheme in {b"http", b"https"} and rest.lower() == authority.lower()
 
     def _judge(self, host: str) -> bool:
-        if host in self._names or host.endswith(".localhost") or host.endswith(self._suffixes or ("\0",)):
+        if host in self._names or host.endswith(self._suffixes):
             return True
         is_loopback_ip = _as_ip(host)
         return is_loopback_ip is True or (is_loopback_ip is False and self._is_wildcard)

@@ -25,7 +25,7 @@ _URL_FIELDS: Final = frozenset({"url", "image_url", "audio_url", "video_url", "i
 _OPAQUE_PARTS: Final = frozenset({"tool_use", "server_tool_use", "function_call"})  # hold the model's own arguments
 
 
-class ClientLeft(Exception):  # noqa: N818 - not a failure of ours; nobody is left to tell
+class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
@@ -166,7 +166,7 @@ def _walk(root: object, param: str) -> None:
         elif isinstance(part, dict) and part.get("type") not in _OPAQUE_PARTS:
             for key, value in part.items():
                 if isinstance(value, str):
-                    is_remote = key in _URL_FIELDS and not value[:5].lower() == "data:"
+                    is_remote = key in _URL_FIELDS and value[:5].lower() != "data:"
                     if is_remote or (key == "data" and "://" in value[:16]):
                         raise BadRequest(
                             f"{param}: remote media are not fetched ({key} {value[:64]!r})",

@@ -139,7 +139,7 @@ class SqliteLedger:
                 "SELECT key_id, name, tenant, sha256, hint, deployments, created_at_us, revoked_at_us"
                 " FROM api_keys ORDER BY created_at_us, key_id"
             )
-            return [_stored_key(*row) for row in rows]
+            return [_stored_key(row) for row in rows]
 
         return await self._read(select)
 
@@ -281,15 +281,6 @@ class SqliteLedger:
         return await asyncio.to_thread(read)
 
 
-def _stored_key(
-    key_id: str,
-    name: str,
-    tenant: str,
-    sha256: str,
-    hint: str,
-    deployments_json: str,
-    created_at_us: int,
-    revoked_at_us: int | None,
-) -> StoredKey:
-    deployments = tuple(json.loads(deployments_json))
-    return StoredKey(key_id, name, tenant, sha256, hint, deployments, created_at_us, revoked_at_us)
+def _stored_key(row: tuple[Any, ...]) -> StoredKey:
+    key_id, name, tenant, sha256, hint, deployments, created_at_us, revoked_at_us = row
+    return StoredKey(key_id, name, tenant, sha256, hint, tuple(json.loads(deployments)), created_at_us, revoked_at_us)

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 # A commit into a WAL that is used again from its start takes 0.2 ms, into one that grows 0.3; so it is checkpointed
 # before it gets long, between batches, or when nothing was written for a while.
-_CHECKPOINT_AFTER_PAGES = 1000
+CHECKPOINT_AFTER_PAGES = 1000
 _CHECKPOINT_WHEN_IDLE_S = 0.25
 # What a commit adds to the WAL at least (the right-most leaf of each b-tree it touches), and rows a page beyond that.
 _PAGES_PER_COMMIT = 6
@@ -50,9 +50,12 @@ class GroupCommitWriter:
     Args:
         path: the SQLite file; created or migrated by `start`.
         loop: whose futures are completed.
+        checkpoint_after_pages: written to the WAL, by estimate, before it is checkpointed between two batches.
     """
 
-    def __init__(self, path: Path, loop: AbstractEventLoop) -> None:
+    def __init__(
+        self, path: Path, loop: AbstractEventLoop, *, checkpoint_after_pages: int = CHECKPOINT_AFTER_PAGES
+    ) -> None:
         self._path = path
         self._loop = loop
         self._queue: deque[tuple[Record | _Work, Future[Any]]] = deque()
@@ -61,6 +64,7 @@ class GroupCommitWriter:
         self._is_waiting = False
         self._is_closed = False
         self._connection: sqlite3.Connection | None = None
+        self._checkpoint_after_pages = checkpoint_after_pages
         self._num_pages = 0
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
@@ -144,7 +148,7 @@ class GroupCommitWriter:
                     is_open = False
                 self._run_work(work, future)
             self._run_rows(rows)
-            if self._num_pages >= _CHECKPOINT_AFTER_PAGES:
+            if self._num_pages >= self._checkpoint_after_pages:
                 self._run_checkpoint()
 
     def _run_take(self) -> list[tuple[Record | _Work, Future[Any]]]:
