@@ -1,4 +1,4 @@
-"""One table of operations, from which come both the routes and the OpenAPI document, so that they cannot differ. Pure."""
+"""One table of operations, from which both the routes and the OpenAPI document come. Pure."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def if_match(request: Request, *, is_required: bool) -> str | None:
         if is_required:
             raise EtagMissing(
                 "this change needs the ETag that it is based on",
-                mend="read the deployment and send its ETag as `If-Match`, or `If-Match: *` to change it whatever it is",
+                mend="send the deployment's ETag as `If-Match`, or `If-Match: *` to change it whatever it is",
             )
         return None
     value = value.strip()
@@ -140,7 +140,9 @@ def since_us(text: str | None, now: datetime, *, default_s: float) -> int:
             moment = datetime.fromisoformat(text)
         except ValueError:
             raise BadRequest(
-                f"{text[:60]!r} is neither a duration nor a time", mend="write 24h, 7d or 2026-11-21T08:00", param="since"
+                f"{text[:60]!r} is neither a duration nor a time",
+                mend="write 24h, 7d or 2026-11-21T08:00",
+                param="since",
             ) from None
         return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000_000)
     assert isinstance(seconds, float)
