@@ -17,7 +17,7 @@ from stoker.config.checks import DEDICATED_ONLY, SERVERLESS_ONLY
 from stoker.config.effective import ApplyPlan, Change, diff, merge, plan_apply, tier_patch
 from stoker.config.loading import Loaded
 from stoker.config.patches import make_patch, merge_patch, same
-from stoker.config.settings import DeploymentSettings, ModelSettings, Settings
+from stoker.config.settings import DeploymentSettings, KeySettings, ModelSettings, Settings
 from stoker.errors import BadRequest, ConfigInvalid, Conflict, NotFound, StokerError
 from stoker.fleet.declaration import (
     Applied,
@@ -129,9 +129,19 @@ class Deployments:
         return self._state.settings
 
     @property
-    def is_file(self) -> bool:
-        """Whether there is a file to apply; False with the embedded default."""
-        return self._loaded.path is not None
+    def path(self) -> str | None:
+        """The configuration file, None with the embedded default, which cannot be applied again."""
+        return None if self._loaded.path is None else str(self._loaded.path)
+
+    @property
+    def environment(self) -> str | None:
+        """Whose overlay lies over the file."""
+        return self._loaded.environment
+
+    @property
+    def file_keys(self) -> tuple[KeySettings, ...]:
+        """The client keys of the file that was applied last."""
+        return self._loaded.settings.keys
 
     def list(self) -> tuple[DeploymentView, ...]:
         """Return all deployments by name."""
