@@ -50,13 +50,16 @@ class Contender:
     Attributes:
         flags: dotted names of the wheel's parameters, set on its defaults.
         interpreter: options of the Python that runs it.
+        environment: laid over the process's own.
     """
 
     name: str
     flags: Mapping[str, Any] = field(hash=False)
     interpreter: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+PASSIVE: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
 DEFAULTS = Contender("defaults", {})
 
 
@@ -68,6 +71,7 @@ def contenders() -> tuple[Contender, ...]:
         Contender("warmup, fit_params off", {"warmup": False, "fit_params": False}),
         Contender("lean", LEAN),
         Contender("lean, python -E -s", LEAN, ("-E", "-s")),
+        Contender("lean, OMP_WAIT_POLICY=passive", LEAN, environment=PASSIVE),
         *(Contender(f"lean, {name}", {**LEAN, **flags}) for name, flags in _ONE_MORE.items()),
     )
 

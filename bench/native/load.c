@@ -19,7 +19,7 @@
 typedef enum { IDLE, HEAD, BY_LENGTH, CHUNK_SIZE, CHUNK_DATA, CHUNK_END, TRAILER } Phase;
 
 typedef struct {
-    int fd, status, is_stream, has_done, is_last, done_matched;
+    int fd, status, is_stream, has_done, is_last, done_matched, is_reused;
     Phase phase;
     size_t len, request_sent;
     uint64_t left, started_ns, first_byte_ns;
@@ -58,6 +58,7 @@ static void connect_to_server(Connection *c) {
     if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &e)) die("epoll_ctl");
     c->phase = IDLE;
     c->len = 0;
+    c->is_reused = 0;
 }
 
 static void reconnect(Connection *c) {
@@ -85,12 +86,13 @@ static void finish(Connection *c, const char *error, const char *detail) {
     }
     c->phase = IDLE;
     c->len = 0;
+    c->is_reused = 1;
     idle[num_idle++] = c;
 }
 
 static void fail(Connection *c, const char *error, const char *detail) {
-    reconnect(c);
     finish(c, error, detail);
+    reconnect(c);
 }
 
 static void send_rest(Connection *c) {
@@ -103,7 +105,7 @@ static void send_rest(Connection *c) {
             return;
         }
         if (n < 0) {
-            if (c->request_sent || num_reconnects > MAX_ERRORS) {
+            if (c->request_sent || !c->is_reused) {
                 fail(c, "the request was cut", strerror(errno));
                 return;
             }
@@ -147,8 +149,8 @@ static void end_response(Connection *c, const char *tail) {
     else if (!c->first_byte_ns) fail(c, "an empty body", "");
     else if (c->is_stream && !c->has_done) fail(c, "a stream without its end", tail);
     else if (c->is_last) {
-        reconnect(c);
         finish(c, NULL, "");
+        reconnect(c);
     } else finish(c, NULL, "");
 }
 
@@ -231,7 +233,7 @@ static void read_response(Connection *c) {
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (n <= 0) {
         if (c->phase == IDLE) reconnect(c);
-        else if (c->phase == HEAD && !c->len && n == 0 && c->request_sent == request_len && num_reconnects < MAX_ERRORS) {
+        else if (c->phase == HEAD && !c->len && c->is_reused && (n == 0 || errno == ECONNRESET)) {
             reconnect(c); /* closed as idle just when we sent: the one case in which HTTP lets a client repeat */
             c->phase = HEAD;
             c->request_sent = 0;
