@@ -60,10 +60,16 @@ class OtherRoutes:
     async def list_keys(self, _request: Request) -> Response:
         nothing = {"hint": None, "created_at": None, "revoked_at": None}
         listed: list[dict[str, Any]] = [
-            {"key_id": f"{_CONFIGURED}{key.name}", "name": key.name, "tenant": key.tenant, "deployments": list(key.deployments),
-             **nothing, "origin": "file"}
+            {
+                "key_id": f"{_CONFIGURED}{key.name}",
+                "name": key.name,
+                "tenant": key.tenant,
+                "deployments": list(key.deployments),
+                **nothing,
+                "origin": "file",
+            }
             for key in self._services.deployments.file_keys
-        ]  # fmt: skip
+        ]
         listed += [views.key_json(key) for key in await self._services.keys.list_keys()]
         if self._services.keyring.accepts_anyone:
             local = {"key_id": "local", "name": "local", "tenant": "local", "deployments": []}
