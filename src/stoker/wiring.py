@@ -97,7 +97,10 @@ async def _serve(options: UpOptions, loaded: Loaded, server: ServerSettings, ann
         await keyring.refresh()
         sock = bind(server.host, server.port, has_keys=keyring.has_keys)
         stack.callback(sock.close)
-        await ledger.settle_interrupted(at_us=int(clock.now().timestamp() * 1e6))
+        now_us = int(clock.now().timestamp() * 1e6)
+        await ledger.settle_interrupted(at_us=now_us)
+        # An adopted engine serves as a new replica, so nothing of the last run goes on under its old name.
+        await ledger.close_orphan_intervals((), at_us=now_us)
 
         async def take_up_keys(applied: Loaded) -> None:
             keyring.configure(await asyncio.to_thread(_configured_keys, applied))
