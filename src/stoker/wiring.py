@@ -15,6 +15,7 @@ from typing import Protocol
 import uvloop
 
 from stoker.admin.app import build_admin
+from stoker.admin.services import FetchBoard
 from stoker.clock import SystemClock
 from stoker.config.effective import Change
 from stoker.config.loading import Loaded, load
@@ -40,7 +41,7 @@ from stoker.ids import new_generation
 from stoker.ledger.statedir import StateDir, default_state_dir
 from stoker.ledger.stores.sqlite import SqliteLedger
 from stoker.listening import bind, is_loopback, published, stop_signals
-from stoker.models.fetching import Progress
+from stoker.models.fetching import Progress, ProgressReport
 from stoker.models.files import ModelFile
 from stoker.models.store import ModelStore, cache_dir
 
@@ -97,12 +98,16 @@ async def _serve(options: UpOptions, loaded: Loaded, server: ServerSettings, ann
         await keyring.refresh()
         sock = bind(server.host, server.port, has_keys=keyring.has_keys)
         stack.callback(sock.close)
-        await ledger.settle_interrupted(at_us=int(clock.now().timestamp() * 1e6))
+        now_us = int(clock.now().timestamp() * 1e6)
+        await ledger.settle_interrupted(at_us=now_us)
+        # An adopted engine serves as a new replica, so nothing of the last run goes on under its old name.
+        await ledger.close_orphan_intervals((), at_us=now_us)
 
         async def take_up_keys(applied: Loaded) -> None:
             keyring.configure(await asyncio.to_thread(_configured_keys, applied))
 
-        models = Models(ModelStore(cache_dir(), clock=clock), announcer.progress)
+        fetches = FetchBoard()
+        models = Models(ModelStore(cache_dir(), clock=clock), announcer.progress, fetches)
         fleet = await stack.enter_async_context(_running_fleet(loaded, server, state, ledger, clock, models))
         deployments = Deployments(
             loaded=loaded,
@@ -125,6 +130,7 @@ async def _serve(options: UpOptions, loaded: Loaded, server: ServerSettings, ann
             token=state.admin_token(),
             clock=clock,
             log_dir=state.log_dir,
+            fetches=fetches,
         )
         gateway = build_app(
             leases=fleet,
@@ -209,9 +215,10 @@ class Models:
 
     deployments: Deployments
 
-    def __init__(self, store: ModelStore, progress: Progress) -> None:
+    def __init__(self, store: ModelStore, progress: Progress, fetches: FetchBoard) -> None:
         self.store = store
         self._progress = progress
+        self._fetches = fetches
 
     async def ensure(self, name: str) -> ModelFile | None:
         """Return the verified file, fetched when it is missing; None where the engine has weights of its own."""
@@ -222,7 +229,14 @@ class Models:
         source = parse_source(settings.source)
         if source.kind == "hf" and not source.path:
             return None
-        return await self.store.ensure(name, settings, progress=self._progress)
+        try:
+            return await self.store.ensure(name, settings, progress=self._report)
+        finally:
+            self._fetches.clear(name)
+
+    def _report(self, report: ProgressReport) -> None:
+        self._progress(report)
+        self._fetches.note(report)
 
 
 def _configured_keys(loaded: Loaded) -> tuple[ConfiguredKey, ...]:

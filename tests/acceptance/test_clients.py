@@ -110,10 +110,10 @@ def test_curl_gets_json_and_the_headers_that_say_what_happened(stoker: RunningSt
     body = json.dumps({"model": "chat", "messages": QUESTION, "max_tokens": 4})
     done = subprocess.run(
         ["curl", "-sS", "-i", f"{stoker.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body],
-        capture_output=True, text=True, check=True,
+        capture_output=True, check=True,
     )  # fmt: skip
-    head, _, content = done.stdout.partition("\r\n\r\n")
-    names = {line.split(":")[0].lower() for line in head.splitlines()[1:]}
+    head, _, content = done.stdout.partition(b"\r\n\r\n")
+    names = {line.split(":")[0].lower() for line in head.decode().splitlines()[1:]}
     assert names >= {
         "x-stoker-request-id", "x-stoker-served-by", "x-stoker-tier", "x-stoker-cold-start-ms",
         "x-stoker-queue-ms", "x-stoker-cost-usd",

@@ -185,6 +185,21 @@ class Engine(Protocol):
         """Drop the engine-control fields that a client must not set from `body`, and set our own, in place."""
         ...
 
+    async def usage_after_cancel(
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+    ) -> tuple[int, int, int] | None:
+        """Return input, cached and output tokens of a request whose connection was just closed, None when not known.
+
+        The slot is still the request's; the caller bounds the time.
+
+        Args:
+            last_event: the last streamed event that arrived, empty without one.
+
+        Raises:
+            OSError, TimeoutError: the engine does not answer.
+        """
+        ...
+
     def path(self, surface: Surface) -> str:
         """Return the engine's route for a surface, beginning with `/`."""
         ...

@@ -56,7 +56,7 @@ from stoker.ledger.ports import Recorder
 from stoker.ledger.records import Outcome
 from stoker.money import TokenPrice, nanousd
 
-USAGE_AFTER_CANCEL_S: Final = 2.0  # bound on asking an engine what a cancelled request came to
+USAGE_AFTER_CANCEL_S: Final = 30.0  # an engine may notice a second late, and ends the prompt it is in first
 
 _log = logging.getLogger("stoker.gateway")
 
@@ -343,20 +343,18 @@ class Inference:
             self._abandon(call, "disconnected")
 
     async def _ask_usage_after_cancel(self, call: Call) -> None:
-        """Close the engine's connection, which stops it, and ask what the request came to, where it can tell.
-
-        Adapters may offer `async usage_after_cancel(endpoint, use, last_event) -> (input, cached, output) | None`.
-        """
+        """Close the engine's connection, which stops it, and ask what the request came to, where it can tell."""
         lease, response, tap = call.lease, call.response, call.tap
-        if response is None or lease is None:
+        if lease is None:
+            if not call.attempts:
+                call.usage = Usage(0, 0, 0)  # it never reached an engine
             return
-        response.abort()
-        ask = getattr(lease.engine, "usage_after_cancel", None)
-        if ask is None:
-            return
+        if response is not None:
+            response.abort()
         try:
             async with asyncio.timeout(USAGE_AFTER_CANCEL_S):
-                counted = await ask(lease.endpoint, lease.use, tap.last_event if tap is not None else b"")
+                last_event = tap.last_event if tap is not None else b""
+                counted = await lease.engine.usage_after_cancel(lease.endpoint, lease.use, last_event)
         except (StokerError, OSError, TimeoutError) as error:
             _log.info("usage.unknown: %s", error)
             return

@@ -76,6 +76,11 @@ class ScriptedEngine:
     def prepare(self, surface: Surface, body: dict[str, Any], use: SlotUse) -> None:
         body["id_slot"] = use.slot_index
 
+    async def usage_after_cancel(
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+    ) -> tuple[int, int, int] | None:
+        return None
+
     def path(self, surface: Surface) -> str:
         return f"/v1/{surface}"
 

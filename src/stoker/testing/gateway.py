@@ -56,6 +56,11 @@ class PlainEngine:
             body.pop(name, None)
         self.prepared.append(body.copy())
 
+    async def usage_after_cancel(
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+    ) -> tuple[int, int, int] | None:
+        return None
+
     def path(self, surface: Surface) -> str:
         return _PATHS.get(surface) or "/v1/" + surface.replace(".", "/")
 

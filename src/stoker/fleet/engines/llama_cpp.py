@@ -14,6 +14,7 @@ from typing import Any
 from stoker.config.settings import DeploymentSettings
 from stoker.errors import BadRequest, EngineFailed, ModelUnavailable
 from stoker.fleet.engines.health import ask_health
+from stoker.fleet.engines.llama_cpp_cancel import count_after_cancel
 from stoker.fleet.engines.llama_cpp_memory import memory_need
 from stoker.fleet.ports import Endpoint, Health, LaunchRequest, LaunchSpec, MemoryNeed, SlotUse, Surface
 from stoker.models.files import ModelFile
@@ -127,24 +128,10 @@ class LlamaCpp:
         return _PATHS[surface]
 
     async def usage_after_cancel(
-        self,
-        endpoint: Endpoint,  # noqa: ARG002 - other engines must be asked
-        use: SlotUse,  # noqa: ARG002
-        last_event: bytes,
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
     ) -> tuple[int, int, int] | None:
-        """Return input, cached and output tokens of a request whose connection was closed; None when not known.
-
-        Every streamed event carries the engine's own count so far, because `prepare` asked for it.
-        """
-        start = last_event.find(b'"timings":')
-        if start < 0:
-            return None
-        try:
-            timings = json.JSONDecoder().raw_decode(last_event[start + len(b'"timings":') :].decode())[0]
-            cached = int(timings["cache_n"])
-            return int(timings["prompt_n"]) + cached, cached, int(timings["predicted_n"])
-        except (ValueError, KeyError, TypeError):
-            return None
+        """Return what a request came to whose connection was just closed; see `llama_cpp_cancel`."""
+        return await count_after_cancel(endpoint, use.slot_index, last_event)
 
     def _flags(self, request: LaunchRequest) -> dict[str, Any]:
         engine = request.settings.engine

@@ -68,6 +68,15 @@ class OpenAIProcess:
         for name in ENGINE_CONTROL:
             body.pop(name, None)
 
+    async def usage_after_cancel(
+        self,
+        endpoint: Endpoint,  # noqa: ARG002
+        use: SlotUse,  # noqa: ARG002
+        last_event: bytes,  # noqa: ARG002
+    ) -> tuple[int, int, int] | None:
+        """Return None: nothing of the kind is common to all such servers."""
+        return None
+
     def path(self, surface: Surface) -> str:
         """Return OpenAI's own routes."""
         return _PATHS[surface]

@@ -80,6 +80,12 @@ class Vllm:
         if surface in contract()["cache_salt_surfaces"]:
             body[contract()["fields"]["cache_salt"]] = use.tenant_salt
 
+    async def usage_after_cancel(
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+    ) -> tuple[int, int, int] | None:
+        """Return None: vLLM does not tell of a request that was aborted."""
+        return await self._process.usage_after_cancel(endpoint, use, last_event)
+
     def path(self, surface: Surface) -> str:
         """Return OpenAI's own routes."""
         return self._process.path(surface)
