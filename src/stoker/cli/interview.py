@@ -105,10 +105,6 @@ def settings_of(answers: Answers, profile: Mapping[str, Any]) -> dict[str, Any]:
         engine["slots"] = 1
     elif answers.objective == "throughput":
         engine["slots"] = max(int(engine.get("slots", 1)), _THROUGHPUT_SLOTS)
-    if answers.objective != "cost" and "context_tokens" in engine:
-        # llama.cpp divides the context between slots: keep what the profile gives to each.
-        before = int((profile.get("engine") or {}).get("slots", 1))
-        engine["context_tokens"] = max(64, engine["context_tokens"] * engine["slots"] // before)
     settings: dict[str, Any] = {**profile, "model": answers.model, "tier": answers.tier}
     if engine:
         settings["engine"] = engine

@@ -62,7 +62,7 @@ class Deployments:
         loaded: the configuration as it was read at this start.
         reload: reads the same configuration from disk again; blocking, called in a thread.
         model_files: weights by model name, asked for when `apply` changes where a model comes from.
-        on_applied: told after an `apply` succeeded, e.g. to take up changed keys.
+        on_applied: takes up what else a file says, such as keys; told again of the former file when an `apply` fails.
     """
 
     def __init__(
@@ -341,11 +341,16 @@ class Deployments:
                 name, json.dumps(patch), json.dumps(declared), author.name, author.reason, self._now_us()
             )
         after = build(before.applied, overrides)
-        if says_nothing:
-            await self._forget(name, author)
-        else:
-            await self._store.put_override(overrides[name])
-        await self._act(after, undo=lambda: self._put_back(before, (name,)))
+        try:
+            if says_nothing:
+                await self._forget(name, author)
+            else:
+                await self._store.put_override(overrides[name])
+            await self._act(after)
+        except BaseException:
+            # The store goes back to what runs, so that a restart agrees with it.
+            await self._put_back(before, (name,))
+            raise
         log.info("deployment.changed", extra={"deployment": name, "author": author.name, "reason": author.reason})
 
     async def _apply(self, mode: ApplyMode | None, author: Author, is_dry_run: bool) -> Applied:
@@ -358,20 +363,23 @@ class Deployments:
         if plan.is_refused:
             raise ApplyRefused(plan.conflicts)
         after = build(loaded.declared, self._planned(plan, before.overrides))
-        await self._store_plan(plan, before.overrides, author)
-        await self._store.set_declared(applied_text(loaded, loaded.declared))
         sources = {name for name, model in after.settings.models.items() if before.settings.models.get(name) != model}
         try:
+            await self._take_up(loaded)
+            await self._store_plan(plan, before.overrides, author)
+            await self._store.set_declared(applied_text(loaded, loaded.declared))
             models = await self._fetched(after, sources)
-        except StokerError:
+            await self._act(after, models)
+        except BaseException:
             await self._undo_apply(before)
             raise
-        await self._act(after, models=models, undo=lambda: self._undo_apply(before))
         self._loaded = loaded
-        if self._on_applied is not None:
-            await self._on_applied(loaded)
         log.info("configuration.applied", extra={"changes": len(plan.changes), "dropped": len(plan.dropped)})
         return Applied(plan, False, late)
+
+    async def _take_up(self, loaded: Loaded) -> None:
+        if self._on_applied is not None:
+            await self._on_applied(loaded)
 
     async def _fetched(self, after: State, sources: set[str]) -> dict[str, ModelFile | None]:
         """Fetch the models whose source changed and that somebody deploys."""
@@ -384,20 +392,10 @@ class Deployments:
         finally:
             self._candidate = None
 
-    async def _act(
-        self,
-        after: State,
-        *,
-        undo: Callable[[], Awaitable[None]],
-        models: Mapping[str, ModelFile | None] | None = None,
-    ) -> None:
-        """Let the fleet follow; when it refuses, the store goes back to what was, so that a restart agrees."""
+    async def _act(self, after: State, models: Mapping[str, ModelFile | None] | None = None) -> None:
         self._candidate = after
         try:
             await self._fleet.reconcile(after.settings.deployments, models)
-        except BaseException:
-            await undo()
-            raise
         finally:
             self._candidate = None
         self._state = after
@@ -410,6 +408,7 @@ class Deployments:
                 await self._forget(name, Author("stoker", "undone: the fleet refused it"))
 
     async def _undo_apply(self, before: State) -> None:
+        await self._take_up(self._loaded)
         await self._store.set_declared(applied_text(self._loaded, before.applied))
         now = {each.deployment for each in await self._store.list_overrides()}
         await self._put_back(before, tuple(sorted({*before.overrides, *now})))
