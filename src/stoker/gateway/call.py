@@ -11,7 +11,7 @@ from stoker.gateway.domain.access import Principal
 from stoker.gateway.interruption import Interruption
 from stoker.gateway.metrics import DeploymentMetrics
 from stoker.gateway.openai.request import ClientRequest
-from stoker.gateway.openai.usage import Usage
+from stoker.gateway.openai.usage import Usage, find_usage
 from stoker.gateway.streaming import EventTap
 from stoker.gateway.upstream import UpstreamConnection
 from stoker.ledger.ports import Recorder
@@ -101,7 +101,8 @@ class Call:
         """Close the engine's connection unless it was read to the end, give the slot back, note the attempt."""
         lease, response = self.lease, self.response
         if self.usage is None and self.tap is not None:
-            self.usage = self.tap.usage
+            # A stream that was cut may tell so far: llama.cpp can add its counters to every event.
+            self.usage = self.tap.usage or find_usage(self.tap.last_event)
         self.lease = self.response = None
         if response is not None:
             response.finish()

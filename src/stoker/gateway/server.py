@@ -55,6 +55,7 @@ class GatewayServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             date_header=False,
         )
         self._limits = ConnectionLimits(
