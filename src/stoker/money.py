@@ -16,8 +16,9 @@ def nanousd(usd: Decimal | int | str) -> int:
 
 def format_usd(amount_nanousd: int) -> str:
     """Write nano-USD as plain decimal dollars without an exponent: 330000 → `0.00033`."""
-    text = f"{Decimal(amount_nanousd) / NANOUSD_PER_USD:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    sign = "-" if amount_nanousd < 0 else ""
+    dollars, rest = divmod(abs(amount_nanousd), NANOUSD_PER_USD)
+    return f"{sign}{dollars}.{rest:09d}".rstrip("0").rstrip(".")
 
 
 @dataclass(frozen=True, slots=True)

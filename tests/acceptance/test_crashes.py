@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stoker.testing.server import RunningStoker
+from stoker.testing.server import Answer, RunningStoker
 from tests.acceptance.processes import belonging_to, keeper_pid, wait_until_none
 
 REAL = """
@@ -39,6 +39,16 @@ def state_dir() -> Iterator[Path]:
 def outcomes(state_dir: Path) -> dict[str, str]:
     with sqlite3.connect(f"file:{state_dir}/ledger.sqlite3?mode=ro", uri=True) as database:
         return dict(database.execute("SELECT request_id, outcome FROM settlements"))
+
+
+def chat_until_served(server: RunningStoker, model: str) -> Answer:
+    """Ask again while the server says, truthfully, that it cannot serve now."""
+    deadline = time.monotonic() + 30
+    while (answer := server.chat(model, max_tokens=2)).status != 200:
+        assert answer.status in {502, 503}
+        assert time.monotonic() < deadline, answer.body
+        time.sleep(0.1)
+    return answer
 
 
 def test_a_killed_server_loses_no_acknowledged_row_and_its_engine_is_adopted(state_dir: Path) -> None:
@@ -92,11 +102,7 @@ def test_a_killed_keeper_takes_its_engines_with_it_and_the_server_goes_on_with_t
         assert server.chat("chat", max_tokens=2).status == 200
         (before,) = [r for r in server.replicas() if r["status"] == "ready"]
         os.kill(keeper_pid(state_dir), signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while (answer := server.chat("chat", max_tokens=2)).status != 200:
-            assert answer.status in {500, 502, 503}
-            assert time.monotonic() < deadline, answer.body
-            time.sleep(0.1)
+        answer = chat_until_served(server, "chat")
         assert answer.headers["x-stoker-served-by"] != before["replica_id"]
         assert len([c for c in belonging_to(state_dir).values() if "llama_cpp_launcher" in c]) == 1
 
@@ -109,6 +115,7 @@ def test_an_engine_killed_mid_stream_is_said_so_and_replaced(state_dir: Path) ->
         killer.start()
         answer = server.chat("chat", "Write a long story.", stream=True, max_tokens=400)
         killer.join()
+        assert not answer.is_whole
         assert b"[DONE]" not in answer.body
         assert b'"error"' in answer.body
         assert server.chat("chat", max_tokens=2).status == 200
@@ -119,6 +126,7 @@ server: {{orphan_grace: 1s}}
 models: {{}}
 deployments:
   slow:
+    model: any
     engine:
       kind: openai
       command: ["{sys.executable}", "-m", "stoker.testing.fake_engine", "--socket", "{{socket}}", "--start-delay", "4", "--grandchild"]
@@ -150,7 +158,7 @@ def test_no_descendant_outlives_a_kill(state_dir: Path, victim: str, status: str
     asking.join(40)
     assert not asking.is_alive()
     if victim != "server":
-        assert server.chat("slow", max_tokens=2).status == 200
+        assert chat_until_served(server, "slow").status == 200
         assert server.stop() == 0
     else:
         server.process.wait()

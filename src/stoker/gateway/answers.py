@@ -10,7 +10,7 @@ from stoker.errors import EngineFailed, StokerError
 from stoker.fleet.ports import SlotLease
 from stoker.gateway.call import Call, Send, durable
 from stoker.gateway.errors import envelope, status_of
-from stoker.gateway.headers import answer_headers, error_headers
+from stoker.gateway.headers import answer_block, error_headers
 from stoker.gateway.openai.surfaces import SHAPES
 from stoker.gateway.openai.usage import Usage, find_usage
 from stoker.gateway.streaming import EventTap
@@ -80,18 +80,16 @@ async def answer_whole(ends: Ends, call: Call, lease: SlotLease, response: Upstr
     settled = ends.complete(call, "completed", status)
     await durable(call.begun)
     await durable(settled)
-    headers = answer_headers(
+    block = answer_block(
         call.request_id,
         lease,
         content_type=content_type,
         queue_s=call.queue_s,
         cold_start_s=call.cold_start_s,
-        content_length=len(body),
         price_nanousd=call.price_nanousd(usage) if usage is not None else None,
     )
-    call.has_started = True
-    await call.send({"type": "http.response.start", "status": status, "headers": headers})
-    await call.send({"type": "http.response.body", "body": body, "more_body": False})
+    await call.start(status, block, len(body))
+    await call.write(body, has_more=False)
 
 
 async def _answer_large(ends: Ends, call: Call, lease: SlotLease, response: UpstreamConnection, pending: bytes) -> None:
@@ -102,12 +100,12 @@ async def _answer_large(ends: Ends, call: Call, lease: SlotLease, response: Upst
     status = response.status
     while piece := await response.read():
         call.note_output(ends.now_s())
-        await call.send({"type": "http.response.body", "body": pending, "more_body": True})
+        await call.write(pending, has_more=True)
         tail = (tail + pending)[-_EDGE_BYTES:]
         pending = piece
     call.usage = find_usage(tail + pending[-_EDGE_BYTES:]) or find_usage(head)
     await durable(ends.complete(call, "completed", status))
-    await call.send({"type": "http.response.body", "body": pending, "more_body": False})
+    await call.write(pending, has_more=False)
 
 
 async def answer_stream(ends: Ends, call: Call, lease: SlotLease, response: UpstreamConnection) -> None:
@@ -142,7 +140,7 @@ async def answer_stream(ends: Ends, call: Call, lease: SlotLease, response: Upst
                 await durable(call.begun)
                 await _start(call, lease, response)
             call.note_output(ends.now_s())
-            await call.send({"type": "http.response.body", "body": leaving, "more_body": True})
+            await call.write(leaving, has_more=True)
         if tap.is_final:
             await _drain(response)
             break
@@ -155,22 +153,20 @@ async def answer_stream(ends: Ends, call: Call, lease: SlotLease, response: Upst
     outcome: Outcome = "engine_error" if tap.has_error else "completed"
     settled = ends.complete(call, outcome, status, "engine_failed" if tap.has_error else None)
     await durable(settled)
-    await call.send({"type": "http.response.body", "body": tap.held, "more_body": False})
+    await call.write(tap.held, has_more=False)
 
 
 async def _start(
     call: Call, lease: SlotLease, response: UpstreamConnection, *, content_length: int | None = None
 ) -> None:
-    headers = answer_headers(
+    block = answer_block(
         call.request_id,
         lease,
         content_type=response.content_type,
         queue_s=call.queue_s,
         cold_start_s=call.cold_start_s,
-        content_length=content_length,
     )
-    call.has_started = True
-    await call.send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await call.start(response.status, block, content_length)
 
 
 async def _drain(response: UpstreamConnection) -> None:

@@ -8,12 +8,14 @@ from typing import Any, Final
 
 from stoker.fleet.ports import DeploymentFacts, LeaseEnd, SlotLease, SlotLeases, Surface
 from stoker.gateway.domain.access import Principal
-from stoker.gateway.interruption import Interruption
+from stoker.gateway.headers import block_headers
+from stoker.gateway.interruption import DeadlineWatch, Interruption
 from stoker.gateway.metrics import DeploymentMetrics
 from stoker.gateway.openai.request import ClientRequest
-from stoker.gateway.openai.usage import Usage
+from stoker.gateway.openai.usage import Usage, find_usage
 from stoker.gateway.streaming import EventTap
 from stoker.gateway.upstream import UpstreamConnection
+from stoker.gateway.wire import ClientWire
 from stoker.ledger.ports import Recorder
 from stoker.ledger.records import Attempt, Outcome, RequestIntent, Settlement
 from stoker.money import TokenPrice
@@ -33,7 +35,7 @@ class Call:
     """
 
     __slots__ = (
-        "_cold_start_s", "_queue_s", "arrived_at_us", "arrived_s", "attempt_started_s", "attempts", "begun",
+        "_cold_start_s", "_queue_s", "_wire", "arrived_at_us", "arrived_s", "attempt_started_s", "attempts", "begun",
         "counters", "deadline_s", "excluded", "facts", "first_output_s", "granted_s", "has_started", "interruption",
         "is_settled", "last_output_s", "lease", "num_outputs", "price", "principal", "received_s", "request",
         "request_id", "response", "send", "session", "surface", "tap", "usage",
@@ -54,7 +56,9 @@ class Call:
         session: str | None,
         price: TokenPrice | None,
         counters: DeploymentMetrics,
+        wire: ClientWire | None,
         send: Send,
+        deadlines: DeadlineWatch,
     ) -> None:
         self.request_id = request_id
         self.arrived_s = arrived_s
@@ -68,8 +72,9 @@ class Call:
         self.session = session
         self.price = price
         self.counters = counters
+        self._wire = wire
         self.send = send
-        self.interruption = Interruption()
+        self.interruption = Interruption(deadlines)
         self.begun: Future[None] | None = None
         self.is_settled = False
         self.has_started = False
@@ -101,7 +106,8 @@ class Call:
         """Close the engine's connection unless it was read to the end, give the slot back, note the attempt."""
         lease, response = self.lease, self.response
         if self.usage is None and self.tap is not None:
-            self.usage = self.tap.usage
+            # A stream that was cut may tell so far: llama.cpp can add its counters to every event.
+            self.usage = self.tap.usage or find_usage(self.tap.last_event)
         self.lease = self.response = None
         if response is not None:
             response.finish()
@@ -149,6 +155,25 @@ class Call:
             self.first_output_s = now_s
         self.last_output_s = now_s
         self.num_outputs += 1
+
+    async def start(self, status: int, block: bytes, content_length: int | None) -> None:
+        """Send status and headers; `content_length` None means that the length is not known."""
+        self.has_started = True
+        if self._wire is not None:
+            self._wire.start(status, block, content_length)
+            return
+        headers = block_headers(block, content_length)
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, body: bytes, *, has_more: bool) -> None:
+        """Send a part of the body, waiting while the client reads too slowly."""
+        wire = self._wire
+        if wire is None:
+            await self.send({"type": "http.response.body", "body": body, "more_body": has_more})
+            return
+        if wire.is_full:
+            await wire.drain()
+        wire.write(body, has_more=has_more)
 
     def price_nanousd(self, usage: Usage | None) -> int | None:
         """Return what tokens cost; None means unpriced."""

@@ -18,29 +18,38 @@ CLOSE: Final = (b"connection", b"close")
 NO_RETRY: Final = (b"x-should-retry", b"false")  # the OpenAI client repeats every 5xx unless told not to
 
 
-def answer_headers(
+def answer_block(
     request_id: str,
     lease: SlotLease,
     *,
     content_type: bytes | None,
     queue_s: float,
     cold_start_s: float,
-    content_length: int | None,
     price_nanousd: int | None = None,
-) -> Headers:
-    """Write the headers of an engine's answer; the engine's own are not passed on, but for the content type."""
-    headers = [
-        (b"content-type", content_type if content_type is not None else b"application/octet-stream"),
-        (b"x-stoker-request-id", request_id.encode()),
-        (b"x-stoker-served-by", lease.replica_id.encode()),
-        (b"x-stoker-tier", lease.tier.encode()),
-        (b"x-stoker-cold-start-ms", b"%d" % round(cold_start_s * 1000)),
-        (b"x-stoker-queue-ms", b"%d" % round(queue_s * 1000)),
-    ]
+) -> bytes:
+    """Write the header lines of an engine's answer; the engine's own are not passed on, but for the content type."""
+    block = (
+        b"content-type: %b\r\nx-stoker-request-id: %b\r\nx-stoker-served-by: %b\r\nx-stoker-tier: %b\r\n"
+        b"x-stoker-cold-start-ms: %d\r\nx-stoker-queue-ms: %d\r\n"
+        % (
+            content_type if content_type is not None else b"application/octet-stream",
+            request_id.encode(),
+            lease.replica_id.encode(),
+            lease.tier.encode(),
+            round(cold_start_s * 1000),
+            round(queue_s * 1000),
+        )
+    )
+    if price_nanousd is not None:
+        block += b"x-stoker-cost-usd: %b\r\n" % format_usd(price_nanousd).encode()
+    return block
+
+
+def block_headers(block: bytes, content_length: int | None) -> Headers:
+    """Return the same headers as ASGI wants them, for servers without our wire."""
+    headers = [(name, value) for name, _, value in (line.partition(b": ") for line in block.split(b"\r\n") if line)]
     if content_length is not None:
         headers.append((b"content-length", b"%d" % content_length))
-    if price_nanousd is not None:
-        headers.append((b"x-stoker-cost-usd", format_usd(price_nanousd).encode()))
     return headers
 
 

@@ -36,6 +36,7 @@ from stoker.gateway.domain.nearest import nearest_names
 from stoker.gateway.domain.retry import decide_retry
 from stoker.gateway.errors import UnsupportedSurface, error_event, status_of
 from stoker.gateway.headers import is_event_stream
+from stoker.gateway.interruption import DeadlineWatch
 from stoker.gateway.metrics import GatewayMetrics
 from stoker.gateway.openai.request import (
     OBVIOUS_BYTES_PER_TOKEN,
@@ -51,6 +52,7 @@ from stoker.gateway.openai.request import (
 from stoker.gateway.openai.surfaces import SHAPES
 from stoker.gateway.openai.usage import Usage
 from stoker.gateway.pool import UpstreamPool
+from stoker.gateway.wire import wire_of
 from stoker.ids import new_request_id
 from stoker.ledger.ports import Recorder
 from stoker.ledger.records import Outcome
@@ -85,6 +87,7 @@ class Inference:
         self._request_timeout_s = settings.request_timeout
         self._metrics = metrics
         self._pool = pool
+        self._deadlines = DeadlineWatch()
         self._prices: dict[str, tuple[TokenPriceSettings, TokenPrice]] = {}
 
     async def handle(
@@ -112,6 +115,7 @@ class Inference:
         except ClientLeft:
             self._metrics.count_turned_away("client_left")
             return
+        wire = wire_of(scope)
         call = Call(
             request_id=request_id,
             arrived_s=arrived_s,
@@ -125,9 +129,11 @@ class Inference:
             session=session_key(principal.tenant, headers.get(b"x-stoker-session"), request.fields),
             price=self._price(facts),
             counters=self._metrics.of(facts.name, facts.tier),
+            wire=wire,
             send=send,
+            deadlines=self._deadlines,
         )
-        call.interruption.arm(scope, receive, timeout_s=timeout_s)
+        call.interruption.arm(wire, receive, timeout_s=timeout_s)
         try:
             await self._carry(call)
         finally:
@@ -331,7 +337,7 @@ class Inference:
             await send_error(call.send, error, call.request_id, is_anthropic=shape.is_anthropic)
         elif call.tap is not None:
             event = error_event(error, is_anthropic=shape.is_anthropic, has_event_name=shape.has_event_names)
-            await call.send({"type": "http.response.body", "body": event, "more_body": True})
+            await call.write(event, has_more=True)
         # Returning without a last body message makes the server cut the connection.
 
     async def _leave(self, call: Call) -> None:

@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+from stoker.gateway.wire import ClientWire
 
 Reason = Literal["disconnected", "timed_out"]
-# Extension of our own server: register a callback that is called once, when the client's connection is lost.
-ON_DISCONNECT = "stoker.on_disconnect"
+_COARSE_S: Final = 30.0  # deadlines farther than this are looked at once a second, by one timer for all of them
+_LOOK_S: Final = 1.0
+
+
+class DeadlineWatch:
+    """One timer for all distant deadlines: a timer for each request would cost more than the request's parsing."""
+
+    def __init__(self) -> None:
+        self._due_s: dict[Interruption, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, interruption: Interruption, timeout_s: float) -> None:
+        """Expire `interruption` after `timeout_s` seconds, at most `_LOOK_S` late."""
+        loop = asyncio.get_running_loop()
+        self._due_s[interruption] = loop.time() + timeout_s
+        if self._timer is None:
+            self._timer = loop.call_later(_LOOK_S, self._look, loop)
+
+    def drop(self, interruption: Interruption) -> None:
+        """Forget it; unknown ones are ignored."""
+        self._due_s.pop(interruption, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        for interruption in [one for one, due_s in self._due_s.items() if due_s <= now_s]:
+            del self._due_s[interruption]
+            interruption.expire()
+        self._timer = loop.call_later(_LOOK_S, self._look, loop) if self._due_s else None
 
 
 class Interruption:
     """Cancels one task for a reason that the task can tell from anybody else's cancellation.
 
     This is how `asyncio.timeout` works: `take` uncancels, so nobody else's cancellation is ever swallowed. Where the
-    server offers `ON_DISCONNECT` no task is needed to watch the client.
+    server offers its wire no task is needed to watch the client.
     """
 
-    __slots__ = ("_is_armed", "_reason", "_task", "_timer", "_watcher")
+    __slots__ = ("_deadlines", "_is_armed", "_reason", "_task", "_timer", "_watcher")
 
-    def __init__(self) -> None:
+    def __init__(self, deadlines: DeadlineWatch) -> None:
+        self._deadlines = deadlines
         self._is_armed = False
         self._reason: Reason | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -29,28 +58,31 @@ class Interruption:
 
     def arm(
         self,
-        scope: MutableMapping[str, Any],
+        wire: ClientWire | None,
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         *,
         timeout_s: float,
     ) -> None:
         """Start to watch on behalf of the current task, whose request has been read whole."""
-        loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._is_armed = True
-        self._timer = loop.call_later(timeout_s, self._fire, "timed_out")
-        register = (scope.get("extensions") or {}).get(ON_DISCONNECT)
-        if register is not None:
-            register(self._on_disconnect)
+        if timeout_s > _COARSE_S:
+            self._deadlines.add(self, timeout_s)
         else:
-            self._watcher = loop.create_task(self._watch(receive))
+            self._timer = asyncio.get_running_loop().call_later(timeout_s, self.expire)
+        if wire is not None:
+            wire.watch(self._leave)
+        else:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch(receive))
 
     def disarm(self) -> None:
         """Let nothing interrupt the task from here on. A second call does nothing."""
-        self._is_armed = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        elif self._is_armed:
+            self._deadlines.drop(self)
+        self._is_armed = False
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
@@ -61,11 +93,16 @@ class Interruption:
             return None
         return self._reason
 
-    def _on_disconnect(self) -> None:
+    def expire(self) -> None:
+        """The deadline passed."""
+        self._fire("timed_out")
+
+    def _leave(self) -> None:
         self._fire("disconnected")
 
     def _fire(self, reason: Reason) -> None:
         if self._is_armed and self._task is not None:
+            self._deadlines.drop(self)
             self._is_armed = False
             self._reason = reason
             self._task.cancel()
@@ -73,4 +110,4 @@ class Interruption:
     async def _watch(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._fire("disconnected")
+        self._leave()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import unquote
@@ -14,10 +16,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from stoker.errors import BadRequest, StokerError
-from stoker.gateway.cycle import GatewayCycle, whole_answer
+from stoker.gateway.cycle import Application, GatewayCycle, whole_answer
 from stoker.gateway.errors import HeadersTooLarge, RequestTimedOut, TooManyConnections, envelope, status_of
 from stoker.gateway.headers import CLOSE, error_headers
-from stoker.gateway.interruption import ON_DISCONNECT
+from stoker.gateway.wire import EXTENSION
 from stoker.ids import new_request_id
 
 MAX_HEADERS: Final = 128
@@ -27,6 +29,7 @@ MIN_BODY_BYTES_PER_S: Final = 16 * 1024
 _OVER_LIMIT_SLACK: Final = 64  # connections beyond the limit that still get an answer instead of a bare close
 _LINGER_S: Final = 2.0  # how long an early answer is left to be read by a client that still sends
 
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _log = logging.getLogger("stoker.gateway")
 Phase = Literal["idle", "header", "body", "answer", "linger"]
 
@@ -43,23 +46,29 @@ class ConnectionLimits:
     max_connections: int
 
 
+class GatewayState(ServerState):
+    """What the connections of one server share.
+
+    Attributes:
+        date_line: the Date header of this second, as it stands in a response.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.date_line = b""
+
+
 class GatewayProtocol(HttpToolsProtocol):
-    """Adds to uvicorn's protocol: bounds, time-outs by `check_time`, envelopes for refusals, a disconnect callback.
+    """Adds to uvicorn's protocol: bounds, time-outs by `check_time`, envelopes for refusals, the wire extension.
 
     A client that shuts down its sending side is taken to have left (as by Go's and nginx's servers): there is no other
     sign of one that gave up while it waits.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        limits: ConnectionLimits,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: Config, state: GatewayState, *, limits: ConnectionLimits) -> None:
+        super().__init__(config, state, {}, asyncio.get_running_loop())
+        self._state = state
+        self._app: Application = config.loaded_app
         self._limits = limits
         self._phase: Phase = "idle"
         self._since_s = self.loop.time()
@@ -67,29 +76,45 @@ class GatewayProtocol(HttpToolsProtocol):
         self._unframed_bytes = 0  # received since the last header block or body byte was complete
         self._write_paused_s: float | None = None
         self._is_over_limit = False
-        self._answering: GatewayCycle | None = None  # `cycle` is the newest request, which may still be queued
+        self._answering: GatewayCycle | None = None
+        self._newest: GatewayCycle | None = None  # may still be queued behind the one that is answered
+        self._queue: deque[tuple[GatewayCycle, Application, MutableMapping[str, Any]]] = deque()
+
+    @property
+    def date_line(self) -> bytes:
+        return self._state.date_line
 
     # ------------------------------------------------------------------------------------------ connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        surplus = len(self.server_state.connections) - self._limits.max_connections
+        surplus = len(self.connections) - self._limits.max_connections
         self._is_over_limit = surplus > 0
         if surplus > _OVER_LIMIT_SLACK:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        self.connections.discard(self)
+        self.flow.resume_writing()
         self._abandon_requests()
+        if exc is None:
+            self.transport.close()
+        self._newest = None
+        self.parser = None  # type: ignore[assignment]
+
+    def shutdown(self) -> None:
+        """Close once the request in flight has been answered; called when the server stops."""
+        if self._answering is None or self._answering.response_complete:
+            self.transport.close()
+        else:
+            self._answering.keep_alive = False
+            self._queue.clear()
 
     def _abandon_requests(self) -> None:
-        self.pipeline.clear()
+        self._queue.clear()
         cycle, self._answering = self._answering, None
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            if cycle.on_disconnect is not None:
-                cycle.on_disconnect()
+        if cycle is not None:
+            cycle.leave()
 
     def check_time(self, now_s: float) -> None:
         """Close the connection when its phase has lasted too long."""
@@ -99,12 +124,12 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.abort()
         elif self._phase == "idle":
             # A connection that never sent a byte gets the header's time, one between requests the keep-alive's.
-            is_fresh = self.cycle is None
+            is_fresh = self._newest is None
             if lasted_s > (limits.header_timeout_s if is_fresh else limits.keep_alive_s):
                 self.transport.close()
         elif self._phase == "header" and lasted_s > limits.header_timeout_s:
             self._refuse(RequestTimedOut(f"the headers took longer than {limits.header_timeout_s:g} s"))
-        elif self._phase == "body" and not self.pipeline:
+        elif self._phase == "body" and not self._queue:
             if lasted_s > limits.body_timeout_s + self._body_bytes / MIN_BODY_BYTES_PER_S:
                 self._refuse(RequestTimedOut(f"the body did not arrive within {limits.body_timeout_s:g} s"))
         elif self._phase == "linger" and lasted_s > _LINGER_S:
@@ -129,11 +154,13 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge(f"more than {self._limits.max_header_bytes} bytes of headers or framing"))
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         if self._phase == "idle":
             self._enter("header")
-        if len(self.pipeline) >= MAX_PIPELINED:
+        elif len(self._queue) >= MAX_PIPELINED:
             raise BadRequest(f"more than {MAX_PIPELINED} requests were sent ahead")
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self.headers
@@ -147,82 +174,84 @@ class GatewayProtocol(HttpToolsProtocol):
         headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._unframed_bytes > self._limits.max_header_bytes and self._phase == "header" and not self.headers:
-            raise HeadersTooLarge(f"more than {self._limits.max_header_bytes} bytes of headers")
         self._unframed_bytes = 0
-        scope = self.scope
         parser = self.parser
         http_version = parser.get_http_version()
-        if http_version != "1.1":
-            scope["http_version"] = http_version
-        scope["method"] = parser.get_method().decode("ascii")
+        method = parser.get_method().decode("ascii")
         raw_path, path, query = _split_target(self.url)
-        scope["path"] = path
-        scope["raw_path"] = raw_path
-        scope["query_string"] = query
-        previous = self.cycle
         cycle = GatewayCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            self,
+            is_head=method == "HEAD",
             keep_alive=http_version != "1.0" and parser.should_keep_alive() and not self._is_over_limit,
-            on_response=self.on_response_complete,
+            expects_continue=self.expect_100_continue,
         )
-        cycle.on_early_answer = self._linger
-        self.cycle = cycle
-        extensions: dict[str, Any] = {ON_DISCONNECT: cycle.watch}
-        scope["extensions"] = extensions
-        app = _too_many_connections if self._is_over_limit else self.app
-        if previous is None or previous.response_complete:
-            self._enter("body")
-            self._answering = cycle
-            self._start_asgi_task(cycle, app)
+        scope: MutableMapping[str, Any] = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": http_version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": "http",
+            "method": method,
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": {},
+            "extensions": {EXTENSION: cycle},
+        }
+        self._newest = cycle
+        app = _too_many_connections if self._is_over_limit else self._app
+        if self._answering is None or self._answering.response_complete:
+            self._run(cycle, app, scope)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, app))
+            self._queue.append((cycle, app, scope))
 
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0
         self._body_bytes += len(body)
-        super().on_body(body)
+        if self._newest is not None:
+            self._newest.feed(body)
 
     def on_message_complete(self) -> None:
         self._unframed_bytes = 0
-        if self._phase == "body" and not self.pipeline:
-            self._enter("idle" if self.cycle.response_complete else "answer")
-        super().on_message_complete()
+        cycle = self._newest
+        if cycle is None:
+            return
+        if cycle is self._answering:
+            self._enter("idle" if cycle.response_complete else "answer")
+        cycle.feed_end()
+
+    def _run(self, cycle: GatewayCycle, app: Application, scope: MutableMapping[str, Any]) -> None:
+        self._enter("body" if cycle.more_body else "answer")
+        self._answering = cycle
+        task = self.loop.create_task(cycle.run(app, scope))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     # ------------------------------------------------------------------------------------------ writing
 
     def pause_writing(self) -> None:
         self._write_paused_s = self.loop.time()
-        super().pause_writing()
+        self.flow.pause_writing()
 
     def resume_writing(self) -> None:
         self._write_paused_s = None
-        super().resume_writing()
+        self.flow.resume_writing()
 
     def on_response_complete(self) -> None:
-        self.server_state.total_requests += 1
+        """Go on to the next request, if there is one; called by the request that was answered."""
         if self.transport.is_closing() or self._phase == "linger":
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            assert isinstance(cycle, GatewayCycle)
-            self._enter("answer" if not cycle.more_body else "body")
-            self._answering = cycle
-            self._start_asgi_task(cycle, app)
+        if self._queue:
+            self._run(*self._queue.popleft())
         elif self._phase == "answer":
             self._enter("idle")
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """Send what is written, then discard input for a moment.
 
         Closing at once would reset the connection and take the answer from a client that still sends. Source: RFC 9112
@@ -251,7 +280,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         self.transport.write(whole_answer(error))
-        self._linger()
+        self.linger()
 
 
 def _split_target(target: bytes) -> tuple[bytes, str, bytes]:

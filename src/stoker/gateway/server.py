@@ -7,14 +7,13 @@ import logging
 import socket
 import time
 from email.utils import formatdate
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
-from uvicorn.server import ServerState
 
 from stoker.config.settings import ServerSettings
 from stoker.gateway.app import ASGIApp
-from stoker.gateway.protocol import ConnectionLimits, GatewayProtocol
+from stoker.gateway.protocol import ConnectionLimits, GatewayProtocol, GatewayState
 
 BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75.0  # nginx's default; an idle connection costs a few KiB
@@ -45,16 +44,16 @@ class GatewayServer:
     ) -> None:
         self._sock = sock
         self._drain_timeout_s = settings.drain_timeout
-        self._state = ServerState()
+        self._state = GatewayState()
         self._config = uvicorn.Config(
             app,
-            http=GatewayProtocol,
             loop="none",
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             date_header=False,
         )
         self._limits = ConnectionLimits(
@@ -130,7 +129,7 @@ class GatewayServer:
             connection.transport.abort()
 
     def _protocol(self) -> GatewayProtocol:
-        return GatewayProtocol(config=self._config, server_state=self._state, app_state={}, limits=self._limits)
+        return GatewayProtocol(self._config, self._state, limits=self._limits)
 
     async def _sweep(self) -> None:
         """Close what is too slow: one timer for all connections instead of several for each request."""
@@ -147,6 +146,4 @@ class GatewayServer:
                 self._renew_date()
 
     def _renew_date(self) -> None:
-        date: tuple[bytes, bytes] = (b"date", formatdate(time.time(), usegmt=True).encode())
-        headers: list[Any] = self._state.default_headers
-        headers[:] = [date]
+        self._state.date_line = b"date: %b\r\n" % formatdate(time.time(), usegmt=True).encode()

@@ -34,7 +34,7 @@ class EventTap:
     """
 
     __slots__ = (
-        "_carry", "_extension", "_hides_usage", "_shape", "has_error", "held", "is_final", "last_event", "num_events",
+        "_carry", "_extension", "_hides_usage", "_last_piece", "_shape", "has_error", "held", "is_final", "num_events",
         "usage",
     )  # fmt: skip
 
@@ -50,7 +50,12 @@ class EventTap:
         self.has_error = False
         self.is_final = False
         self.held = b""
-        self.last_event = b""
+        self._last_piece = b""
+
+    @property
+    def last_event(self) -> bytes:
+        """The last whole event that carried output, `b""` before the first."""
+        return self._last_piece.rstrip(b"\n").rpartition(b"\n\n")[2]
 
     def feed(self, piece: bytes) -> bytes:
         """Return the bytes that may leave now: whole events only, possibly none."""
@@ -62,7 +67,7 @@ class EventTap:
             else:
                 if marks:
                     self.num_events += piece.count(b"\n\n")
-                    self.last_event = piece
+                    self._last_piece = piece
                     return piece
         return self._look_inside(self._carry + piece if self._carry else piece)
 
@@ -95,7 +100,7 @@ class EventTap:
             return event
         if event.startswith(b":"):  # a comment, such as a keep-alive ping
             return event
-        self.last_event = event
+        self._last_piece = event
         usage = self._note_usage(event)
         if usage is None or not self._shape.takes_stream_options:
             self.num_events += 1

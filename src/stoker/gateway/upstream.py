@@ -208,6 +208,8 @@ class UpstreamConnection(asyncio.Protocol):
             return
         name = name.lower()
         if name == b"content-type":
+            if b"\n" in value or b"\r" in value:
+                raise ValueError("a folded content type")
             self.content_type = value
         elif name == b"content-length":
             self._has_framing = True

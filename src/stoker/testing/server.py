@@ -30,11 +30,16 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Answer:
-    """One HTTP answer, read to its end."""
+    """One HTTP answer, read to its end.
+
+    Attributes:
+        is_whole: False when the connection ended before the answer did.
+    """
 
     status: int
     headers: dict[str, str]
     body: bytes
+    is_whole: bool = True
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -136,7 +141,11 @@ class RunningStoker:
             wanted = {"Content-Type": "application/json"} if content is not None else {}
             connection.request(method, path, body=content, headers={**wanted, **(headers or {})})
             answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+            received = {k.lower(): v for k, v in answer.getheaders()}
+            try:
+                return Answer(answer.status, received, answer.read())
+            except http.client.IncompleteRead as cut:
+                return Answer(answer.status, received, cut.partial, is_whole=False)
         finally:
             connection.close()
 

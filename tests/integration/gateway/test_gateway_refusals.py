@@ -294,10 +294,10 @@ async def test_connections_beyond_the_limit_get_503_and_the_others_go_on(open_ho
 
 
 async def test_a_flood_of_requests_sent_ahead_is_refused(open_house):
-    async with open_house() as house, house.client.connect() as (reader, writer):
+    async with open_house() as house:
         house.leases.is_closed = True
-        writer.write(house.client.chat_request() * 50)
-        async with asyncio.timeout(10):
+        async with house.client.connect() as (reader, writer), asyncio.timeout(10):
+            writer.write(house.client.chat_request() * 50)
             assert (await house.client.read(reader)).status == 400
         await house.until(lambda: house.server.num_connections == 0)
         await house.settled(len(house.ledger.intents))

@@ -153,7 +153,12 @@ def check_media(fields: dict[str, Any]) -> None:
     """
     for field in _CONTENT_FIELDS:
         content = fields.get(field)
-        if isinstance(content, dict | list):
+        if isinstance(content, list):
+            for item in content:
+                # A message whose content is plain text is the common case and holds nothing to look at.
+                if isinstance(item, list) or (isinstance(item, dict) and not isinstance(item.get("content"), str)):
+                    _walk(item, field)
+        elif isinstance(content, dict):
             _walk(content, field)
 
 
