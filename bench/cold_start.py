@@ -29,11 +29,11 @@ from bench.native_tools import build
 from bench.processes import Child
 from bench.statistics import Goal, median, summarise
 from bench.stoker_server import KEY, BenchedStoker, embedded_model_path
+from stoker.config.builtin import DEFAULT_MODEL
 
 PROMPT = "Say hello to the stoker."
 NUM_TOKENS = 4
 START_S = 60.0
-MODEL = "smollm2-135m"
 
 BEST_FLAGS_GOAL = Goal("cold_vs_best_flags", 1.1, "at_most", "Stoker's median ÷ the best bare flags' median, cache hot")
 THREE_GOAL = Goal(
@@ -198,7 +198,8 @@ class ColdStoker:
 def _deployments() -> dict[str, Any]:
     at_rest = {"tier": "serverless", "max_replicas": 1, "keep_alive": "50ms"}
     real = {
-        name: {"model": MODEL, **at_rest, "engine": {"context_tokens": CONTEXT_TOKENS, "slots": 1}} for name in REAL
+        name: {"model": DEFAULT_MODEL, **at_rest, "engine": {"context_tokens": CONTEXT_TOKENS, "slots": 1}}
+        for name in REAL
     }
     program = str(build("upstream"))
     waiting = {
@@ -263,7 +264,7 @@ def _sweep(model: Path, sizes: Sizes) -> tuple[tuple[Contender, ...], dict[str, 
 def run(*, is_quick: bool, has_peers: bool) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ARG001 - no peer starts the same engine
     """Measure; returns the results and the goals."""
     sizes = QUICK if is_quick else FULL
-    model = embedded_model_path(MODEL)
+    model = embedded_model_path()
     model.read_bytes()  # the cache is hot from here
     start_bare(DEFAULTS, model)
     finalists, sweep = _sweep(model, sizes)
@@ -294,7 +295,7 @@ def run(*, is_quick: bool, has_peers: bool) -> tuple[dict[str, Any], dict[str, A
         three = _all_threes(stoker, bare[best], model, sizes.three_samples)
     dropped_medians = {name: median([start.first_token_ms for start in its]) for name, its in dropped.items()}
     results = {
-        "model": {"name": MODEL, "file_bytes": model.stat().st_size, "context_tokens": CONTEXT_TOKENS},
+        "model": {"name": DEFAULT_MODEL, "file_bytes": model.stat().st_size, "context_tokens": CONTEXT_TOKENS},
         "sweep": sweep,
         "best_flags": {
             "name": best,

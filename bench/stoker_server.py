@@ -3,13 +3,12 @@ files."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,10 @@ from typing import Any
 
 from bench.machine import filesystem_of
 from bench.processes import cpu_s, naming, pinned, proportional_memory_bytes
+from stoker.config.builtin import BUILTIN_MODELS, DEFAULT_MODEL
+from stoker.config.settings import ModelSettings
+from stoker.errors import StokerError
+from stoker.models.store import ModelStore, cache_dir
 from stoker.testing.server import RunningStoker
 
 KEY = "sk-bench-0123456789abcdef0123456789abcdef"
@@ -116,18 +119,14 @@ class BenchedStoker:
         shutil.rmtree(self.state_dir, ignore_errors=True)
 
 
-def embedded_model_path(name: str) -> Path:
-    """The verified file of a model in Stoker's own store, fetched when missing.
+def embedded_model_path() -> Path:
+    """The verified file of the embedded model in Stoker's own store, fetched when missing.
 
     Raises:
         RuntimeError: when the store cannot provide it.
     """
-    stoker = [sys.executable, "-m", "stoker", "models"]
-    pulled = subprocess.run([*stoker, "pull", name], capture_output=True, text=True, check=False)
-    if pulled.returncode:
-        raise RuntimeError(f"stoker models pull {name} failed:\n{pulled.stdout[-500:]}{pulled.stderr[-1500:]}")
-    listed = subprocess.run([*stoker, "list", "--json"], capture_output=True, text=True, check=True)
-    for model in json.loads(listed.stdout):
-        if model["name"] == name:
-            return Path(model["path"])
-    raise RuntimeError(f"stoker models list does not name {name}")
+    settings = ModelSettings.model_validate(BUILTIN_MODELS[DEFAULT_MODEL])
+    try:
+        return asyncio.run(ModelStore(cache_dir()).ensure(DEFAULT_MODEL, settings)).path
+    except StokerError as error:
+        raise RuntimeError(f"the embedded model cannot be had: {error}") from error

@@ -198,7 +198,9 @@ static void serve_buffered(Connection *c) {
         if (c->in_len < total) return;
         char after = c->in[total];
         c->in[total] = 0;
-        c->is_closing = keep && !strncasecmp(keep, "close", 5);
+        const char *line_end = strstr(c->in, "\r\n");
+        int is_old = line_end - c->in > 8 && !strncmp(line_end - 8, "HTTP/1.0", 8);
+        c->is_closing = keep ? !strncasecmp(keep, "close", 5) : is_old;
         if (!strncmp(c->in, "POST ", 5)) {
             c->is_stream = is_true(end + 4, "\"stream\"");
             c->wants_usage = is_true(end + 4, "\"include_usage\"");

@@ -86,6 +86,13 @@ def test_the_answer_is_a_chat_completion_with_usage() -> None:
     assert last == {**last, "choices": [], "usage": usage}
 
 
+def test_a_client_of_http_1_0_sees_the_end_of_the_answer_by_the_end_of_the_connection() -> None:
+    with Upstream() as upstream, socket.create_connection(("127.0.0.1", upstream.port), 10) as peer:
+        peer.sendall(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        with peer.makefile("rb") as answer:
+            assert answer.read().endswith(b'{"status":"ok"}')
+
+
 @contextmanager
 def answering(raw: bytes) -> Iterator[tuple[str, ...]]:
     """A server that answers the first request on each connection with these bytes and closes."""
