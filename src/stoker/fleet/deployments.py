@@ -333,14 +333,21 @@ class Deployments:
         """Store and act on what one deployment shall be; None takes it away."""
         before = self._state
         declared = before.declared(name)
-        patch = make_patch(declared, desired)
-        overrides = {key: value for key, value in before.overrides.items() if key != name}
-        says_nothing = same(declared, desired)
-        if not says_nothing:
-            overrides[name] = Override(
-                name, json.dumps(patch), json.dumps(declared), author.name, author.reason, self._now_us()
-            )
+        overrides = dict(before.overrides)
+        overrides[name] = Override(
+            name,
+            json.dumps(make_patch(declared, desired)),
+            json.dumps(declared),
+            author.name,
+            author.reason,
+            self._now_us(),
+        )
         after = build(before.applied, overrides)
+        by_file = None if declared is None else DeploymentSettings.model_validate(declared)
+        says_nothing = after.settings.deployments.get(name) == by_file
+        if says_nothing:
+            del overrides[name]
+            after = build(before.applied, overrides)
         try:
             if says_nothing:
                 await self._forget(name, author)
@@ -349,7 +356,7 @@ class Deployments:
             await self._act(after)
         except BaseException:
             # The store goes back to what runs, so that a restart agrees with it.
-            await self._put_back(before, (name,))
+            await self._put_back(before)
             raise
         log.info("deployment.changed", extra={"deployment": name, "author": author.name, "reason": author.reason})
 
@@ -400,18 +407,26 @@ class Deployments:
             self._candidate = None
         self._state = after
 
-    async def _put_back(self, before: State, names: tuple[str, ...]) -> None:
-        for name in names:
-            if (former := before.overrides.get(name)) is not None:
-                await self._store.put_override(former)
-            else:
-                await self._forget(name, Author("stoker", "undone: the fleet refused it"))
+    async def _put_back(self, before: State) -> None:
+        """Make the store hold these runtime changes again. What fails here is logged; the caller's error goes out."""
+        try:
+            now = {each.deployment: each for each in await self._store.list_overrides()}
+            for name in sorted({*before.overrides, *now}):
+                former = before.overrides.get(name)
+                if former is None:
+                    await self._forget(name, Author("stoker", "undone: the change was refused"))
+                elif former != now.get(name):
+                    await self._store.put_override(former)
+        except StokerError:
+            log.exception("override.not_undone")
 
     async def _undo_apply(self, before: State) -> None:
-        await self._take_up(self._loaded)
-        await self._store.set_declared(applied_text(self._loaded, before.applied))
-        now = {each.deployment for each in await self._store.list_overrides()}
-        await self._put_back(before, tuple(sorted({*before.overrides, *now})))
+        await self._put_back(before)
+        try:
+            await self._store.set_declared(applied_text(self._loaded, before.applied))
+            await self._take_up(self._loaded)
+        except StokerError:
+            log.exception("configuration.not_undone")
 
     async def _forget(self, name: str, author: Author) -> None:
         await self._store.discard_override(name, author=author.name, reason=author.reason, at_us=self._now_us())
