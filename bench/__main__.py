@@ -19,7 +19,12 @@ _BENCHES = {"cold_start": cold_start.run, "overhead": overhead.run}
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Stoker, and say how.")
     parser.add_argument("name", choices=[*_BENCHES, "all", "report"])
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"default: {report.RESULTS}/NAME.json")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="default: docs/benchmarks/NAME.json, or .bench/results/NAME.json with --quick",
+    )
     parser.add_argument("--peers", action="store_true", help="against LiteLLM too, installed under .bench/")
     parser.add_argument("--quick", action="store_true", help="a minute at most: fewer samples, wider error")
     return parser.parse_args(arguments)
@@ -49,11 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.json and len(names) > 1:
         print("--json takes one benchmark; `all` writes each to its own file", file=sys.stderr)
         return 1
+    # A hasty figure must not stand on the page by accident.
+    results = machine.SCRATCH / "results" if asked.quick else report.RESULTS
     for name in names:
         try:
             _run(
                 name,
-                json_path=asked.json or report.RESULTS / f"{name}.json",
+                json_path=asked.json or results / f"{name}.json",
                 is_quick=asked.quick,
                 has_peers=asked.peers,
             )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-POLL_S = 0.001  # far below the figures measured (40 ms and more), yet it leaves the cores to the engine
+POLL_S = 0.002  # far below the figures measured (400 ms and more), yet it leaves the cores to the engine
 
 
 @dataclass(frozen=True, slots=True)

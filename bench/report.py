@@ -66,7 +66,7 @@ def _quantiles(figures: Mapping[str, float]) -> tuple[object, ...]:
 
 def _cold_start(results: Mapping[str, Any]) -> str:
     def starts(names: Mapping[str, Any]) -> str:
-        steps = sorted({step for figures in names.values() for step in figures["steps_p50_ms"]})
+        steps = list(dict.fromkeys(step for figures in names.values() for step in figures["steps_p50_ms"]))
         rows = [
             (_contender(name, results), *_quantiles(figures["first_token_ms"]),
              *(figures["steps_p50_ms"].get(step) for step in steps))

@@ -39,6 +39,7 @@ def test_names_are_unique_and_the_defaults_take_part() -> None:
     field = contenders()
     assert max(Counter(contender.name for contender in field).values()) == 1
     assert DEFAULTS in field
+    assert set(contenders(is_quick=True)) < set(field)
 
 
 @pytest.mark.parametrize("contender", [c for c in contenders() if c.name.startswith("lean")], ids=lambda c: c.name)
