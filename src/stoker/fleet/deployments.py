@@ -18,7 +18,7 @@ from stoker.config.effective import ApplyPlan, Change, diff, merge, plan_apply, 
 from stoker.config.loading import Loaded
 from stoker.config.patches import make_patch, merge_patch, same
 from stoker.config.settings import DeploymentSettings, KeySettings, ModelSettings, Settings
-from stoker.errors import BadRequest, ConfigInvalid, Conflict, NotFound
+from stoker.errors import BadRequest, ConfigInvalid, Conflict, NotFound, StokerError
 from stoker.fleet.declaration import (
     Applied,
     ApplyRefused,
