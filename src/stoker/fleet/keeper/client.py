@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import subprocess
 import sys
 from asyncio import Future, StreamReader, StreamWriter
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stoker.errors import EngineFailed, KeeperUnavailable
+from stoker.errors import EngineFailed, KeeperUnavailable, StokerError
 from stoker.fleet.keeper import protocol
 from stoker.fleet.ports import Endpoint, EngineExit, ExitListener, HeldEngine, LaunchSpec
 
@@ -21,6 +20,15 @@ _SOURCE_ROOT = str(Path(__file__).resolve().parents[3])
 _CALL_LIMIT_S = 10.0
 _START_LIMIT_S = 15.0
 _CONNECT_EVERY_S = 0.005
+_RIVAL_LIMIT_S = 1.0
+"""A server that was killed a moment ago may still look alive to the keeper."""
+
+_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from stoker.fleet.keeper.__main__ import main; sys.exit(main())"
+"""`python -m stoker.fleet.keeper` without `site`: the keeper needs no packages, and starts 30 ms sooner."""
+
+
+class _Taken(KeeperUnavailable):
+    """Another living server has this keeper."""
 
 
 class KeeperClient:
@@ -127,8 +135,8 @@ class KeeperClient:
         if answered is None or answered.done():
             return
         if error := message.get("error"):
-            kind = EngineFailed if error["code"] == EngineFailed.code else KeeperUnavailable
-            answered.set_exception(kind(error["message"]))
+            kinds: dict[str, type[StokerError]] = {EngineFailed.code: EngineFailed, "taken": _Taken}
+            answered.set_exception(kinds.get(error["code"], KeeperUnavailable)(error["message"]))
         else:
             answered.set_result(message["result"])
 
@@ -154,27 +162,38 @@ async def connect_or_spawn(run_dir: Path, log_dir: Path, *, generation: str, orp
         KeeperUnavailable: it cannot be started, or another server has it.
     """
     path = run_dir / "keeper.sock"
-    with contextlib.suppress(OSError, KeeperUnavailable):
-        return await _greet(path, None, generation, orphan_grace_s)
+    process: subprocess.Popen[bytes] | None = None
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + _START_LIMIT_S
+    rival_until_s = loop.time() + _RIVAL_LIMIT_S
+    while True:
+        try:
+            return await _greet(path, process, generation, orphan_grace_s)
+        except _Taken:
+            if loop.time() > rival_until_s:
+                raise
+        except (OSError, KeeperUnavailable) as problem:
+            # Nobody listens, or a keeper that is ending: the next one waits for its lock.
+            if loop.time() > deadline_s or (process is not None and process.poll() not in {None, 0}):
+                raise KeeperUnavailable(
+                    f"the keeper cannot be started: {problem}", mend=f"see {log_dir / 'keeper.log'}"
+                ) from problem
+            if process is None or process.poll() is not None:
+                process = _spawn(path, log_dir)
+        await asyncio.sleep(_CONNECT_EVERY_S)
+
+
+def _spawn(path: Path, log_dir: Path) -> subprocess.Popen[bytes]:
     with (log_dir / "keeper.log").open("ab") as log:
-        process = subprocess.Popen(  # noqa: ASYNC220 - returns at once; the keeper outlives this coroutine
-            [sys.executable, "-m", "stoker.fleet.keeper", "--socket", str(path)],
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _BOOT, _SOURCE_ROOT, "--socket", str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
-            env={**os.environ, "PYTHONPATH": _SOURCE_ROOT},
             # Its own session: a terminal's Ctrl-C and hang-up are the server's business.
             start_new_session=True,
         )
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + _START_LIMIT_S
-    while True:
-        with contextlib.suppress(OSError):
-            return await _greet(path, process, generation, orphan_grace_s)
-        if process.poll() is not None or loop.time() > deadline_s:
-            raise KeeperUnavailable("the keeper cannot be started", mend=f"see {log_dir / 'keeper.log'}")
-        await asyncio.sleep(_CONNECT_EVERY_S)
 
 
 async def _greet(

@@ -17,6 +17,12 @@ from stoker.fleet.keeper.process_tree import die_with_parent, kill_tree
 from stoker.fleet.keeper.rotating_log import RotatingLog
 
 _READ_BYTES = 64 * 2**10
+_MAX_READS_A_TURN = 16
+"""An engine that never stops talking must not keep the server's orders waiting."""
+_LAST_READS = 256
+"""A pipe holds 64 KiB unless somebody enlarged it, up to 1 MiB; source: pipe(7)."""
+_OOM_SCORE = b"500"
+"""When memory runs out the kernel shall take an engine rather than the server or the keeper; raising needs no right."""
 
 
 class CannotRun(Exception):
@@ -71,7 +77,7 @@ class EngineProcess:
     def finish(self, wait_status: int) -> Ended:
         """Take leave of a process that was reaped: kill what is left of its group, read its last words."""
         self._signal_group(signal.SIGKILL)
-        self._drain()
+        self._drain(_LAST_READS)
         asyncio.get_running_loop().remove_reader(self._output_fd)
         os.close(self._output_fd)
         self._log.close()
@@ -83,12 +89,15 @@ class EngineProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def _drain(self) -> None:
+    def _drain(self, max_reads: int = _MAX_READS_A_TURN) -> None:
         with contextlib.suppress(BlockingIOError):
-            while content := os.read(self._output_fd, _READ_BYTES):
+            for _ in range(max_reads):
+                content = os.read(self._output_fd, _READ_BYTES)
+                if not content:
+                    # End of file: nobody holds the other end any more.
+                    asyncio.get_running_loop().remove_reader(self._output_fd)
+                    return
                 self._log.write(content)
-            # End of file: nobody holds the other end any more.
-            asyncio.get_running_loop().remove_reader(self._output_fd)
 
     def _unlink_socket(self) -> None:
         if path := self.description["endpoint"].get("socket_path"):
@@ -107,9 +116,11 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str], cwd: str, output: int) -
             if os.getppid() != keeper:  # It died between the fork and the request above.
                 os._exit(1)
             # Ignored signals would stay ignored in the engine.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
+                score.write(_OOM_SCORE)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(output, 1)
             os.dup2(output, 2)

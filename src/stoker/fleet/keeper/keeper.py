@@ -12,16 +12,18 @@ import os
 import signal
 import socket
 import struct
+from collections import deque
 from typing import Any
 
 from stoker.fleet.keeper import protocol
-from stoker.fleet.keeper.engine_process import CannotRun, EngineProcess
+from stoker.fleet.keeper.engine_process import CannotRun, Ended, EngineProcess
 from stoker.fleet.keeper.process_tree import become_subreaper, children_by_parent, kill_tree, resident_bytes
 
 _END_LIMIT_S = 5.0
-_SWEEP_EVERY_S = 0.05
+_SWEEP_EVERY_S = 0.02
 _FIRST_HELLO_S = 30.0
 """A keeper whose server died before it said hello must not stay."""
+_MAX_UNHEARD_EXITS = 256
 
 
 class Refused(Exception):
@@ -41,6 +43,9 @@ class Keeper:
         self._orphan_grace_s = 0.0
         self._dead_man: asyncio.TimerHandle | None = None
         self._is_over = asyncio.Event()
+        self._finished: dict[str, Ended] = {}
+        self._unheard: deque[dict[str, Any]] = deque(maxlen=_MAX_UNHEARD_EXITS)
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def run(self, listener: socket.socket) -> None:
         """Serve until the grace ends, a server says `shutdown` or SIGTERM comes; then end every engine."""
@@ -48,7 +53,8 @@ class Keeper:
         become_subreaper()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         loop.add_signal_handler(signal.SIGTERM, self._is_over.set)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, lambda: None)
         self._dead_man = loop.call_later(_FIRST_HELLO_S, self._is_over.set)
         server = await asyncio.start_unix_server(self._serve, sock=listener, limit=protocol.MAX_LINE_BYTES)
         try:
@@ -64,9 +70,10 @@ class Keeper:
             if _peer_uid(writer) != os.getuid():
                 return
             hello = protocol.decode(await reader.readline())
-            problem = self._refusal(hello)
-            if problem:
-                _send(writer, {"id": hello.get("id"), "error": {"code": "keeper_unavailable", "message": problem}})
+            try:
+                self._check(hello)
+            except Refused as refused:
+                _send(writer, {"id": hello.get("id"), "error": {"code": refused.code, "message": str(refused)}})
                 await writer.drain()
                 return
             self._take_over(hello, writer)
@@ -80,16 +87,18 @@ class Keeper:
                 self._lose_server()
             writer.close()
 
-    def _refusal(self, hello: dict[str, Any]) -> str | None:
+    def _check(self, hello: dict[str, Any]) -> None:
+        """Refuse whoever cannot be our server."""
         if hello.get("op") != "hello" or not isinstance(hello.get("orphan_grace_s"), int | float):
-            return "the first message must be hello"
+            raise Refused("bad_request", "the first message must be hello")
         if hello.get("version") != protocol.VERSION:
             # A server of another version cannot use our engines' descriptions: make room for its own keeper.
             self._is_over.set()
-            return f"this keeper speaks version {protocol.VERSION}, not {hello.get('version')}"
+            raise Refused("version", f"this keeper speaks version {protocol.VERSION}, not {hello.get('version')}")
         if self._server is not None:
-            return "another server is connected"
-        return None
+            raise Refused("taken", "another server is connected to the keeper")
+        if self._is_over.is_set():
+            raise Refused("version", "this keeper is ending")
 
     def _take_over(self, hello: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         self._server = writer
@@ -98,6 +107,8 @@ class Keeper:
             self._dead_man.cancel()
             self._dead_man = None
         _send(writer, {"id": hello["id"], "result": {"pid": os.getpid()}})
+        while self._unheard:
+            _send(writer, self._unheard.popleft())
 
     def _lose_server(self) -> None:
         self._server = None
@@ -152,41 +163,46 @@ class Keeper:
     # ------------------------------------------------------------------------------------------ endings
 
     def _reap(self) -> None:
-        """Collect every process that ended: engines are reported, orphans that fell to us are killed."""
+        """Collect every process that ended, and see to what they left behind."""
         by_pid = {engine.pid: name for name, engine in self._engines.items()}
-        has_lost_an_engine = False
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 pid, status = ended
                 if name := by_pid.get(pid):
-                    has_lost_an_engine = True
-                    self._report(name, status)
-        if has_lost_an_engine:
+                    self._finished[name] = self._engines.pop(name).finish(status)
+        if self._finished and self._sweep is None:
             self._kill_orphans()
 
-    def _report(self, name: str, status: int) -> None:
-        ended = self._engines.pop(name).finish(status)
-        if self._server is not None:
-            _send(
-                self._server,
-                {
-                    "event": "exit",
-                    "replica_id": name,
-                    "exit_code": ended.exit_code,
-                    "signal": ended.signal,
-                    "last_words": ended.last_words,
-                },
-            )
-
     def _kill_orphans(self) -> None:
-        """Kill children of ours that are no engine: they came to us because what stood between has died."""
+        """Kill children of ours that are no engine: they came to us because what stood between has died.
+
+        Their own children come to us next, one generation at a time. Engines that ended are reported when nothing of
+        them is left, since the memory that the report sets free is held by descendants, too.
+        """
+        self._sweep = None
         engines = {engine.pid for engine in self._engines.values()}
         orphans = [pid for pid in children_by_parent().get(os.getpid(), ()) if pid not in engines]
         for pid in orphans:
             kill_tree(pid)
         if orphans:
-            # Their own children come to us next, one generation at a time.
-            asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._kill_orphans)
+            self._sweep = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._kill_orphans)
+            return
+        for name, ended in self._finished.items():
+            self._report(name, ended)
+        self._finished.clear()
+
+    def _report(self, name: str, ended: Ended) -> None:
+        event = {
+            "event": "exit",
+            "replica_id": name,
+            "exit_code": ended.exit_code,
+            "signal": ended.signal,
+            "last_words": ended.last_words,
+        }
+        if self._server is not None:
+            _send(self._server, event)
+        else:
+            self._unheard.append(event)
 
     async def _end_everything(self) -> None:
         loop = asyncio.get_running_loop()
@@ -197,7 +213,7 @@ class Keeper:
             self._reap()
             if loop.time() > deadline_s:
                 break
-            await asyncio.sleep(_SWEEP_EVERY_S / 10)
+            await asyncio.sleep(_SWEEP_EVERY_S / 4)
         self._reap()
         if self._server is not None:
             with contextlib.suppress(OSError):

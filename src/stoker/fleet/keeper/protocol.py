@@ -9,6 +9,8 @@
     keeper → server   {"id": 2, "result": {…}} or {"id": 2, "error": {"code": …, "message": …}}
                       {"event": "exit", "replica_id": …, "exit_code": …, "signal": …, "last_words": …}
 
+Codes of errors: those of `stoker.errors`, `taken` (another server lives) and `version` (this keeper ends itself).
+
 The first message must be `hello`. Anything that is not a line of JSON of at most `MAX_LINE_BYTES` ends the connection;
 engines are then held as after the death of a server.
 """

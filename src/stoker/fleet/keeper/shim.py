@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     if command == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(_KEEPER_DIED, signal.SIG_DFL)
+        # Should keeper and shim be killed in one instant, the command at least goes with them.
+        die_with_parent()
         try:
             os.execvp(argv[0], argv)  # noqa: S606 - no shell is what we want
         except OSError as error:
