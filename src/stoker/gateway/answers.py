@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from stoker.errors import EngineFailed, StokerError
@@ -12,7 +13,7 @@ from stoker.gateway.call import Call, Send, durable
 from stoker.gateway.errors import envelope, status_of
 from stoker.gateway.headers import answer_block, error_headers
 from stoker.gateway.openai.surfaces import SHAPES
-from stoker.gateway.openai.usage import Usage, find_usage
+from stoker.gateway.openai.usage import Usage, find_usage, find_usage_in_body
 from stoker.gateway.streaming import EventTap
 from stoker.gateway.upstream import UpstreamConnection, UpstreamFailed
 from stoker.ledger.records import Outcome
@@ -27,7 +28,8 @@ _STREAM_END_S: Final = 1.0  # between the final event and the end of the respons
 class Ends(Protocol):
     """What copying needs of whoever carries the call."""
 
-    def now_s(self) -> float: ...
+    now_s: Callable[[], float]
+
     def complete(
         self, call: Call, outcome: Outcome, status: int, code: str | None = None
     ) -> asyncio.Future[None] | None: ...
@@ -75,7 +77,7 @@ async def answer_whole(ends: Ends, call: Call, lease: SlotLease, response: Upstr
     elif rest := await response.read():
         body += rest
     status, content_type = response.status, response.content_type  # the connection is another's once it is given back
-    usage = call.usage = find_usage(body)
+    usage = call.usage = find_usage_in_body(body)
     call.note_output(ends.now_s())
     settled = ends.complete(call, "completed", status)
     await durable(call.begun)

@@ -112,6 +112,8 @@ class Keyring:
 def _presented_secret(headers: Mapping[bytes, bytes]) -> bytes | None:
     authorization = headers.get(b"authorization")
     if authorization is not None:
+        if authorization.startswith(b"Bearer sk-"):
+            return authorization[7:]
         scheme, _, secret = authorization.partition(b" ")
         if scheme.lower() == b"bearer" and (secret := secret.strip()):
             return secret

@@ -130,6 +130,14 @@ class GatewayCycle:
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
+    def take_body(self, max_bytes: int) -> bytes | None:
+        """Return the request's body where it has arrived whole and is not larger, None otherwise: then `receive`."""
+        if self.more_body or self.body_bytes > max_bytes or self.disconnected:
+            return None
+        self._has_news = False
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
     def _tell(self) -> None:
         self._has_news = True
         if self._waiter is not None and not self._waiter.done():

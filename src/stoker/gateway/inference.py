@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
@@ -58,6 +59,7 @@ from stoker.ledger.ports import Recorder
 from stoker.ledger.records import Outcome
 from stoker.money import TokenPrice, nanousd
 
+_WALL_CLOCK_S: Final = 1.0
 USAGE_AFTER_CANCEL_S: Final = 30.0  # an engine may notice a second late, and ends the prompt it is in first
 
 _log = logging.getLogger("stoker.gateway")
@@ -83,6 +85,9 @@ class Inference:
         self._recorder = recorder
         self._keyring = keyring
         self._clock = clock
+        self.now_s = clock.monotonic_s
+        self._wall_read_s = -math.inf
+        self._wall_offset_us = 0
         self._max_body_bytes = settings.max_body
         self._request_timeout_s = settings.request_timeout
         self._metrics = metrics
@@ -99,13 +104,17 @@ class Inference:
         send: Send,
     ) -> None:
         """Serve one request to its end; every expected failure becomes an answer."""
-        arrived_s = self._clock.monotonic_s()
-        arrived_at_us = int(self._clock.now().timestamp() * 1_000_000)
+        arrived_s = self.now_s()
+        arrived_at_us = self._wall_us(arrived_s)
         request_id = new_request_id(arrived_at_us // 1000)
         try:
             principal = self._keyring.identify(headers)
-            request = parse_request(surface, await read_body(receive, headers, self._max_body_bytes))
-            received_s = self._clock.monotonic_s()
+            wire = wire_of(scope)
+            body = wire.take_body(self._max_body_bytes) if wire is not None else None
+            if body is None:
+                body = await read_body(receive, headers, self._max_body_bytes)
+            request = parse_request(surface, body)
+            received_s = self.now_s()
             timeout_s = self._timeout_s(headers)
             facts = self._find(principal, request, surface)
         except StokerError as error:
@@ -115,7 +124,6 @@ class Inference:
         except ClientLeft:
             self._metrics.count_turned_away("client_left")
             return
-        wire = wire_of(scope)
         call = Call(
             request_id=request_id,
             arrived_s=arrived_s,
@@ -138,6 +146,13 @@ class Inference:
             await self._carry(call)
         finally:
             call.interruption.disarm()
+
+    def _wall_us(self, now_s: float) -> int:
+        """Return microseconds since the epoch, read from the wall clock once a second and monotonic between."""
+        if now_s - self._wall_read_s >= _WALL_CLOCK_S:
+            self._wall_read_s = now_s
+            self._wall_offset_us = int(self._clock.now().timestamp() * 1_000_000 - now_s * 1_000_000)
+        return self._wall_offset_us + int(now_s * 1_000_000)
 
     # ------------------------------------------------------------------------------------------ before a slot
 
@@ -277,7 +292,7 @@ class Inference:
                 call.excluded,
             )
         )
-        call.hold(lease, self._clock.monotonic_s())
+        call.hold(lease, self.now_s())
         return lease
 
     async def _attempt(self, call: Call, lease: SlotLease) -> None:
@@ -299,18 +314,14 @@ class Inference:
 
     # ------------------------------------------------------------------------------------------ ends
 
-    def now_s(self) -> float:
-        """Return monotonic seconds."""
-        return self._clock.monotonic_s()
-
     def _end(self, call: Call, outcome: Outcome, code: str | None, *, is_suspect: bool = False) -> None:
-        call.end_attempt(self._leases, outcome, code, self._clock.monotonic_s(), is_suspect=is_suspect)
+        call.end_attempt(self._leases, outcome, code, self.now_s(), is_suspect=is_suspect)
 
     def complete(
         self, call: Call, outcome: Outcome, status: int, code: str | None = None
     ) -> asyncio.Future[None] | None:
         """Give the slot back and queue the settlement; the last byte must wait for the returned future."""
-        now_s = self._clock.monotonic_s()
+        now_s = self.now_s()
         call.end_attempt(self._leases, outcome, code, now_s)
         return call.settle(self._recorder, outcome, status, code, now_s)
 
@@ -321,7 +332,7 @@ class Inference:
             outcome = _outcome(error)
             if call.lease is not None or not call.attempts or call.attempts[-1].outcome != outcome:
                 self._end(call, outcome, error.code)
-            settled = call.settle(self._recorder, outcome, status_of(error), error.code, self._clock.monotonic_s())
+            settled = call.settle(self._recorder, outcome, status_of(error), error.code, self.now_s())
             if isinstance(error, LedgerUnavailable):
                 forget(settled)
             else:
@@ -375,7 +386,7 @@ class Inference:
         if not call.is_settled:
             code = "client_left" if outcome == "disconnected" else outcome
             self._end(call, outcome, code)
-            forget(call.settle(self._recorder, outcome, STATUS_CLIENT_LEFT, code, self._clock.monotonic_s()))
+            forget(call.settle(self._recorder, outcome, STATUS_CLIENT_LEFT, code, self.now_s()))
             forget(call.begun)
 
 

@@ -10,7 +10,6 @@ from typing import Final, Literal, cast
 import httptools
 
 from stoker.errors import EngineFailed
-from stoker.fleet.ports import Endpoint
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # status line and headers; also chunk framing and trailers without any body between
 MAX_HEADERS: Final = 100
@@ -37,7 +36,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     Attributes:
         status: of the final response; 1xx responses are skipped.
-        endpoint: whose it is.
         content_type, content_length, retry_after: headers that matter to us; all others are dropped.
         is_complete: the whole response has arrived (some of it may still be unread).
     """
@@ -46,13 +44,12 @@ class UpstreamConnection(asyncio.Protocol):
         "_can_reuse", "_error", "_framing_bytes", "_has_framing", "_is_interim", "_is_open", "_is_paused", "_loop",
         "_num_headers", "_num_interim", "_on_lost", "_on_reusable", "_parser", "_pieces", "_transport",
         "_unread_bytes", "_waiter",
-        "content_length", "content_type", "endpoint", "has_received", "idle_since_s", "in_use", "is_complete",
+        "content_length", "content_type", "has_received", "idle_since_s", "in_use", "is_complete",
         "is_head_done", "retry_after", "status",
     )  # fmt: skip
 
     def __init__(
         self,
-        endpoint: Endpoint,
         *,
         loop: asyncio.AbstractEventLoop,
         on_reusable: Callable[[UpstreamConnection], None],
@@ -61,7 +58,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = loop
         self._on_reusable = on_reusable
         self._on_lost = on_lost
-        self.endpoint = endpoint
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None

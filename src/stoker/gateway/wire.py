@@ -20,6 +20,10 @@ class ClientWire(Protocol):
         """Call `callback` once when the client's connection is lost before the response is complete."""
         ...
 
+    def take_body(self, max_bytes: int) -> bytes | None:
+        """Return the request's body where it has arrived whole and is not larger, None otherwise: then `receive`."""
+        ...
+
     def start(self, status: int, block: bytes, content_length: int | None) -> None:
         """Set status and headers; they leave with the first body bytes.
 

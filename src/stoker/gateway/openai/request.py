@@ -74,21 +74,17 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], max_body_b
     if message["type"] != "http.request":
         raise ClientLeft
     body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts, size = [body], len(body)
-        while message.get("more_body"):
-            message = await receive()
-            if message["type"] != "http.request":
-                raise ClientLeft
-            part = message.get("body", b"")
-            size += len(part)
-            if size > max_body_bytes:
-                raise BodyTooLarge(f"the body is above the limit of {max_body_bytes} bytes")
-            parts.append(part)
-        body = b"".join(parts)
-    if len(body) > max_body_bytes:
-        raise BodyTooLarge(f"the body of {len(body)} bytes is above the limit of {max_body_bytes} bytes")
-    return body
+    parts, size = [body], len(body)
+    while size <= max_body_bytes and message.get("more_body"):
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientLeft
+        part = message.get("body", b"")
+        size += len(part)
+        parts.append(part)
+    if size > max_body_bytes:
+        raise BodyTooLarge(f"the body is above the limit of {max_body_bytes} bytes")
+    return b"".join(parts)
 
 
 def parse_request(surface: Surface, body: bytes) -> ClientRequest:

@@ -12,10 +12,11 @@ import orjson
 _OBJECT = rb"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})"
 _USAGE = re.compile(rb'"usage"' + _OBJECT)
 _TIMINGS = re.compile(rb'"timings"' + _OBJECT)
+_SMALL_BODY_BYTES = 8192  # below this, parsing the whole body is the quickest way
 _MAX_LOOKS = 8  # occurrences of the key that are tried, from the last
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """Tokens of one request; None where an event did not tell.
 
@@ -49,6 +50,18 @@ def find_usage(data: bytes) -> Usage | None:
         return usage
     found = _last_object(data, b'"timings"', _TIMINGS)
     return _read_timings(found) if found is not None else None
+
+
+def find_usage_in_body(body: bytes) -> Usage | None:
+    """Return the usage report of a whole JSON body, None without one."""
+    if len(body) <= _SMALL_BODY_BYTES:
+        try:
+            found = orjson.loads(body)["usage"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            found = None
+        if isinstance(found, dict) and (usage := _read_usage(found)) is not None:
+            return usage
+    return find_usage(body)
 
 
 def _last_object(data: bytes, key: bytes, pattern: re.Pattern[bytes]) -> dict[str, Any] | None:
