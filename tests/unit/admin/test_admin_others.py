@@ -169,6 +169,12 @@ async def test_following_survives_growth_rotation_and_a_second_replica(tmp_path:
     assert seen == ["one", "two", "three", "four", "five"]
 
 
+async def test_following_ends_with_the_server(admin: httpx.AsyncClient, operator: Operator) -> None:
+    (operator.log_dir / "chat-00000001.log").write_text("one\n")
+    operator.fleet.is_draining = True
+    assert (await admin.get("/admin/logs/chat-00000001?follow")).text == "one\n"
+
+
 # ------------------------------------------------------------------------------------------------ the interface itself
 
 
