@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,13 +65,13 @@ class LogTail:
         self._clock = clock
         self._places: dict[str, _Place] = {}
 
-    async def read(self, *, follow: bool) -> AsyncIterator[bytes]:
-        """Yield lines with their ends; with `follow` for ever, until the reader goes away."""
+    async def read(self, *, follow: bool, is_over: Callable[[], bool] = bool) -> AsyncIterator[bytes]:
+        """Yield lines with their ends; with `follow` until the reader goes away or `is_over` says so."""
         first = True
         while True:
             for line in await asyncio.to_thread(self._read_once, is_first=first):
                 yield line
-            if not follow:
+            if not follow or is_over():
                 for engine_id, place in self._places.items():
                     if place.rest:
                         yield self._written(engine_id, place.rest)

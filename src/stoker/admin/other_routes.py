@@ -143,7 +143,12 @@ class OtherRoutes:
         )
         follow = is_true(request.query_params.get("follow"))
         headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-        return StreamingResponse(tail.read(follow=follow), media_type="text/plain", headers=headers)
+
+        def is_over() -> bool:
+            # A reader that follows must not hold up the server's end.
+            return self._services.fleet.snapshot().is_draining
+
+        return StreamingResponse(tail.read(follow=follow, is_over=is_over), media_type="text/plain", headers=headers)
 
     def _engine_of(self, name: str) -> str:
         """Return the engine id of a replica: an adopted one writes on under the name that it was started with."""

@@ -45,6 +45,7 @@ class FakeFleet:
         self.status: dict[str, str] = {}
         self.overrides_seen: list[dict[str, str]] = []
         self.deployments: dict[str, DeploymentSettings] = {}
+        self.is_draining = False
 
     async def reconcile(
         self, deployments: Mapping[str, DeploymentSettings], models: Mapping[str, ModelFile | None] | None = None
@@ -59,7 +60,8 @@ class FakeFleet:
 
     def snapshot(self) -> FleetSnapshot:
         node = NodeSnapshot(4096 * _MIB, 512 * _MIB, 0, 0, 3584 * _MIB, cores=2, gpus=0, gpus_used=0)
-        return FleetSnapshot(node, tuple(self._deployment(*each) for each in self.deployments.items()), False, None)
+        deployments = tuple(self._deployment(*each) for each in self.deployments.items())
+        return FleetSnapshot(node, deployments, self.is_draining, None)
 
     def _deployment(self, name: str, settings: DeploymentSettings) -> DeploymentSnapshot:
         warm = settings.replicas if settings.tier == "dedicated" else settings.min_replicas
