@@ -129,3 +129,16 @@ def proportional_memory_bytes(pids: Iterable[int]) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def core_busy_s(core: int | None) -> float:
+    """Seconds that a core (None: all together) was not idle since the machine started, stolen time included.
+
+    Source: proc_stat(5); fields 4 and 5 are idle time and waiting for I/O.
+    """
+    name = "cpu" if core is None else f"cpu{core}"
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.split(" ", 1)[0] == name:
+            fields = [int(field) for field in line.split()[1:9]]
+            return (sum(fields) - fields[3] - fields[4]) / TICKS_PER_S
+    return 0.0
