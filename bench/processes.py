@@ -22,6 +22,11 @@ def pinned(core: int | None) -> tuple[str, ...]:
     return ("taskset", "-c", str(core))
 
 
+def dying_with_us() -> tuple[str, ...]:
+    """The words that have the kernel kill a command when the benchmark is killed; none where `setpriv` is missing."""
+    return ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
+
+
 def two_cores() -> tuple[int | None, int | None]:
     """A core for what is measured and another for what measures it; None, None with fewer than two cores."""
     cores = sorted(os.sched_getaffinity(0))
