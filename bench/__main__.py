@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ def _run(name: str, *, json_path: Path, is_quick: bool, has_peers: bool) -> dict
 def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark or all; 0 when they ran (whether goals are met stands in the output), 1 when one could not."""
     asked = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # by way of every `with` block's end
     if asked.name == "report":
         print(f"rewrote {report.rewrite()}")
         return 0

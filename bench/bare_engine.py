@@ -10,6 +10,7 @@ import time
 STARTED_NS = time.monotonic_ns()
 
 import json
+import os
 import sys
 
 
@@ -26,7 +27,8 @@ def set_flag(params: object, dotted_name: str, value: object) -> None:
 
 
 def main(model: str, socket_path: str, stamps_path: str, flags_json: str) -> None:
-    """Serve the model on the UNIX socket until killed."""
+    """Serve the model on the UNIX socket until killed, or until whoever started this is gone."""
+    parent = os.getppid()
     import xllamacpp
 
     imported_ns = time.monotonic_ns()
@@ -39,8 +41,9 @@ def main(model: str, socket_path: str, stamps_path: str, flags_json: str) -> Non
     loaded_ns = time.monotonic_ns()
     with open(stamps_path, "w") as stamps:
         stamps.write(f"interpreter_started {STARTED_NS}\nimported {imported_ns}\nloaded {loaded_ns}\n")
-    while server is not None:
-        time.sleep(3600)
+    while server is not None and os.getppid() == parent:
+        time.sleep(1)
+    os._exit(0)  # the server's threads would be waited for
 
 
 if __name__ == "__main__":

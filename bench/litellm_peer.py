@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bench.machine import SCRATCH
-from bench.processes import Child, naming, pinned
+from bench.processes import Child, dying_with_us, naming, pinned
 from stoker.testing.server import free_port
 
 # Releases 1.82.7, 1.82.8 and 1.107.0 were published by thieves; this one lies well before the last of them. Source:
@@ -107,8 +107,8 @@ class LiteLlm:
         config_path = self._folder / "config.yaml"
         config_path.write_text(json.dumps(config))  # JSON is YAML
         self._child = Child(
-            [*pinned(self._core), str(programs / "litellm"), "--config", str(config_path), "--host", "127.0.0.1",
-             "--port", str(self.port), "--num_workers", "1"],
+            [*dying_with_us(), *pinned(self._core), str(programs / "litellm"), "--config", str(config_path),
+             "--host", "127.0.0.1", "--port", str(self.port), "--num_workers", "1"],
             output=self._folder / "out",
             environment=self._environment(),
             directory=self._folder,

@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,18 @@ def filesystem_of(path: Path) -> str:
         return "unknown"
     shown = subprocess.run([stat, "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=False)
     return shown.stdout.strip() or "unknown"
+
+
+def sync_times_ms(folder: Path, num_writes: int = 100) -> list[float]:
+    """How long this disk takes to make one appended 4-KiB block durable: what any durable ledger waits for."""
+    times_ms = []
+    with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(num_writes):
+            file.write(bytes(4096))
+            started_s = time.monotonic()
+            os.fdatasync(file.fileno())
+            times_ms.append((time.monotonic() - started_s) * 1e3)
+    return times_ms
 
 
 def load_average() -> list[float]:

@@ -7,6 +7,7 @@ proxied runs alternate, so that a change of the machine's mood falls on both. To
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Any, Protocol
 
 from bench.litellm_peer import VERSION as LITELLM_VERSION
 from bench.litellm_peer import LiteLlm
+from bench.machine import sync_times_ms
 from bench.native_tools import Load, LoadResult, Upstream, run_load
-from bench.processes import cpu_s, proportional_memory_bytes, two_cores
+from bench.processes import core_busy_s, cpu_s, proportional_memory_bytes, two_cores
 from bench.statistics import Goal, median, quantile, summarise
 from bench.stoker_server import BenchedStoker
 
@@ -60,7 +62,8 @@ class Scenario:
         if self.is_stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return Load(
-            body, connections=self.connections, rate_per_s=self.rate_per_s, duration_s=duration_s,
+            body, connections=self.connections, rate_per_s=self.rate_per_s,
+            duration_s=duration_s if self.rate_per_s is None else 2 * duration_s,  # few requests a second need longer
             num_warmup=2 * self.connections, headers=headers,
         )  # fmt: skip
 
@@ -230,8 +233,15 @@ def run(*, is_quick: bool, has_peers: bool) -> tuple[dict[str, Any], dict[str, A
         with BenchedStoker(deployments, core=cores[0]) as stoker:
             for name in deployments:
                 stoker.chat(name)
+            sync_ms = summarise(sync_times_ms(stoker.state_dir))
+            began_s, busy_s, own_s = time.monotonic(), core_busy_s(cores[0]), stoker.cpu_s()
             compared = _measure(SCENARIOS, upstreams, stoker, rounds=rounds, duration_s=duration_s, core=cores[1])
-            facts = stoker.facts() | {"ledger_settlements": stoker.ledger_rows()}
+            foreign_s = core_busy_s(cores[0]) - busy_s - (stoker.cpu_s() - own_s)
+            facts = stoker.facts() | {
+                "ledger_settlements": stoker.ledger_rows(),
+                "disk_sync_ms": sync_ms,
+                "core_used_by_others_ratio": round(max(0.0, foreign_s) / (time.monotonic() - began_s), 3),
+            }
         litellm = _against_litellm(upstreams, compared, is_quick=is_quick, cores=cores) if has_peers else None
     saturated = [c for c in compared if c["rate_per_s"] is None and c["connections"] >= 32]
     results = {

@@ -22,6 +22,11 @@ def pinned(core: int | None) -> tuple[str, ...]:
     return ("taskset", "-c", str(core))
 
 
+def dying_with_us() -> tuple[str, ...]:
+    """The words that have the kernel kill a command when the benchmark is killed; none where `setpriv` is missing."""
+    return ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
+
+
 def two_cores() -> tuple[int | None, int | None]:
     """A core for what is measured and another for what measures it; None, None with fewer than two cores."""
     cores = sorted(os.sched_getaffinity(0))
@@ -129,3 +134,16 @@ def proportional_memory_bytes(pids: Iterable[int]) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def core_busy_s(core: int | None) -> float:
+    """Seconds that a core (None: all together) was not idle since the machine started, stolen time included.
+
+    Source: proc_stat(5); fields 4 and 5 are idle time and waiting for I/O.
+    """
+    name = "cpu" if core is None else f"cpu{core}"
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.split(" ", 1)[0] == name:
+            fields = [int(field) for field in line.split()[1:9]]
+            return (sum(fields) - fields[3] - fields[4]) / TICKS_PER_S
+    return 0.0

@@ -296,6 +296,7 @@ int main(int argc, char **argv) {
     }
     if (num_chunks < 1 || num_chunks > 64) refuse("--chunks takes 1 to 64"); /* a stream must fit its buffer */
     signal(SIGPIPE, SIG_IGN);
+    pid_t parent = getppid();
     struct timespec start = {(time_t)(start_us / 1e6), (long)((uint64_t)start_us % 1000000 * 1000)};
     nanosleep(&start, NULL);
     struct sockaddr_storage address;
@@ -320,7 +321,8 @@ int main(int argc, char **argv) {
     fflush(stdout);
     for (;;) {
         struct epoll_event events[256];
-        int n = epoll_wait(epoll_fd, events, 256, -1);
+        int n = epoll_wait(epoll_fd, events, 256, 1000);
+        if (getppid() != parent) return 0; /* nobody is left to stop us */
         if (n < 0 && errno != EINTR) die("epoll_wait");
         for (int i = 0; i < n; i++) {
             int fd = events[i].data.fd;

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,3 +162,24 @@ def test_a_build_is_made_once() -> None:
     made_at_ns = program.stat().st_mtime_ns
     assert build("load") == program
     assert program.stat().st_mtime_ns == made_at_ns
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_stand_in_ends_when_its_starter_is_killed() -> None:
+    program = build("upstream")
+    starter = subprocess.Popen(["sh", "-c", f"'{program}' --port 0 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait(10)
+    deadline_s = time.monotonic() + 20
+    while _lives(pid):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    starter.stdout.close()

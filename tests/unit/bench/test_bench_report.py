@@ -21,10 +21,13 @@ def document(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     direct, proxied = Tally([1000.0], [1.0, 2.0], [1.0, 2.0]), Tally([500.0], [1.5, 2.5], [1.4, 2.4], [60.0])
     results = {
-        "stoker": {"processes": ["a", "b"], "memory_pss_mib": 90.0, "state_filesystem": "ext4"},
+        "stoker": {
+            "processes": ["a", "b"], "memory_pss_mib": 90.0, "state_filesystem": "ext4",
+            "disk_sync_ms": {"n": 100, "p50": 0.2, "p99": 0.9}, "core_used_by_others_ratio": 0.25,
+        },
         "ceiling": {"busy": 50000.0},
         "scenarios": [compare(Scenario("instant", 32), direct, proxied)],
-    }
+    }  # fmt: skip
     goals = {
         "cpu_us_per_request": Goal("cpu_us_per_request", 100, "at_most", "CPU").check(60.0),
         "added_p50_ms": Goal("added_p50_ms", 0.5, "at_most", "added").check(0.7),
@@ -43,6 +46,10 @@ def test_a_quick_run_says_so() -> None:
     quick["setup"]["is_quick"] = True
     assert "Quick run" in render(quick)
     assert "Quick run" not in render(document())
+
+
+def test_how_much_of_the_core_others_had_is_told() -> None:
+    assert "Other programs had 25% of Stoker's core meanwhile." in render(document())
 
 
 def test_the_figures_of_each_load_are_a_row() -> None:
