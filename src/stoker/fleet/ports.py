@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -186,14 +186,15 @@ class Engine(Protocol):
         ...
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
     ) -> tuple[int, int, int] | None:
-        """Return input, cached and output tokens of a request whose connection was just closed, None when not known.
+        """End a request by `close` and return its input, cached and output tokens, None when they are not known.
 
         The slot is still the request's; the caller bounds the time.
 
         Args:
             last_event: the last streamed event that arrived, empty without one.
+            close: closes the request's connection, which stops the engine; a second call does nothing.
 
         Raises:
             OSError, TimeoutError: the engine does not answer.

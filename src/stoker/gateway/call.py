@@ -189,6 +189,10 @@ class Call:
 
     # -------------------------------------------------------------------------------------------- ledger
 
+    def keep_response(self, connection: UpstreamConnection) -> None:
+        """Hold a connection whose answer was still awaited when the call was cancelled; `abort` it in the end."""
+        self.response = connection
+
     def begin(self, recorder: Recorder) -> Future[None]:
         """Queue the intent, once."""
         if self.begun is None:

@@ -51,7 +51,7 @@ from stoker.gateway.openai.request import (
     with_usage,
 )
 from stoker.gateway.openai.surfaces import SHAPES
-from stoker.gateway.openai.usage import Usage
+from stoker.gateway.openai.usage import Usage, find_usage_in_body
 from stoker.gateway.pool import UpstreamPool
 from stoker.gateway.wire import wire_of
 from stoker.ids import new_request_id
@@ -304,6 +304,7 @@ class Inference:
             engine.path(call.surface),
             orjson.dumps(fields),
             is_stream=call.request.is_stream,
+            on_cancel=call.keep_response,
         )
         if response.status >= 400:
             raise await read_error(response)
@@ -366,15 +367,24 @@ class Inference:
             if not call.attempts:
                 call.usage = Usage(0, 0, 0)  # it never reached an engine
             return
-        if response is not None:
+
+        def close() -> None:
+            if response is None:
+                return
+            # The answer may have come while nobody was left to have it.
+            if tap is None and call.usage is None and (body := response.unread()) is not None:
+                call.usage = find_usage_in_body(body)
             response.abort()
+
         try:
             async with asyncio.timeout(USAGE_AFTER_CANCEL_S):
                 last_event = tap.last_event if tap is not None else b""
-                counted = await lease.engine.usage_after_cancel(lease.endpoint, lease.use, last_event)
+                counted = await lease.engine.usage_after_cancel(lease.endpoint, lease.use, last_event, close)
         except (StokerError, OSError, TimeoutError) as error:
             _log.info("usage.unknown: %s", error)
             return
+        finally:
+            close()
         if counted is not None:
             call.usage = Usage(counted[0], counted[1], counted[2])
 

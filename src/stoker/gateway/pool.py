@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from stoker.fleet.ports import Endpoint
@@ -94,11 +95,22 @@ class UpstreamPool:
         self._connect_timeout_s = connect_timeout_s
         self._peers: dict[Endpoint, _Peer] = {}
 
-    async def post(self, endpoint: Endpoint, path: str, body: bytes, *, is_stream: bool) -> UpstreamConnection:
+    async def post(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: bytes,
+        *,
+        is_stream: bool,
+        on_cancel: Callable[[UpstreamConnection], None] = UpstreamConnection.abort,
+    ) -> UpstreamConnection:
         """Send a JSON body and return the connection once the status is known; the caller must `finish` it.
 
         A reused connection that closes before any byte of an answer raced with the engine's own idle timer: the
-        request is then sent once more on a fresh one (RFC 9112 §9.3.1). Cancelling closes the connection.
+        request is then sent once more on a fresh one (RFC 9112 §9.3.1).
+
+        Args:
+            on_cancel: gets the connection when the caller is cancelled while it waits, and must abort it in the end.
 
         Raises:
             UpstreamFailed: no connection, or no HTTP response on it.
@@ -117,6 +129,9 @@ class UpstreamPool:
                 if not is_reused or connection.has_received:
                     raise
                 connection, is_reused = None, False
+            except asyncio.CancelledError:
+                on_cancel(connection)
+                raise
             except BaseException:
                 connection.abort()
                 raise

@@ -127,6 +127,10 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.abort()
 
+    def unread(self) -> bytes | None:
+        """Return the rest of the body when the whole of it is here, without waiting; None otherwise."""
+        return b"".join(self._pieces) if self.is_complete and self.in_use else None
+
     def abort(self) -> None:
         """Close without flushing."""
         self.in_use = self._is_open = False

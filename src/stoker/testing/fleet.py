@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class ScriptedEngine:
         body["id_slot"] = use.slot_index
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
     ) -> tuple[int, int, int] | None:
         return None
 

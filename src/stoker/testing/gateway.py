@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ class PlainEngine:
         self.prepared.append(body.copy())
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
     ) -> tuple[int, int, int] | None:
         return None
 
@@ -74,7 +74,7 @@ class CountingEngine(PlainEngine):
         self.asked_with: list[bytes] = []
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
     ) -> tuple[int, int, int] | None:
         self.asked_with.append(last_event)
         return self.counted

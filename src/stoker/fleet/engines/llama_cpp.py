@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,10 @@ class LlamaCpp:
         return _PATHS[surface]
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
     ) -> tuple[int, int, int] | None:
         """Return what a request came to whose connection was just closed; see `llama_cpp_cancel`."""
-        return await count_after_cancel(endpoint, use.slot_index, last_event)
+        return await count_after_cancel(endpoint, use.slot_index, last_event, close)
 
     def _flags(self, request: LaunchRequest) -> dict[str, Any]:
         engine = request.settings.engine

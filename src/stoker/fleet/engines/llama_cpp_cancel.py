@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from stoker.fleet.engines.health import get
@@ -39,10 +40,15 @@ class _Slot:
         return self.computed_tokens + self.cached_tokens if self.decoded_tokens else self.held_tokens
 
 
-async def count_after_cancel(endpoint: Endpoint, slot_index: int, last_event: bytes) -> tuple[int, int, int] | None:
+async def count_after_cancel(
+    endpoint: Endpoint, slot_index: int, last_event: bytes, close: Callable[[], None]
+) -> tuple[int, int, int] | None:
     """Wait until the slot is at rest and return input, cached input and output tokens; None when they are not known.
 
+    They are not when the slot is never seen at work: then the answer has come, or will never be begun.
+
     Args:
+        close: ends the request's connection; called once the slot was looked at.
         last_event: the last streamed event that arrived, with the engine's own `timings`; empty without one.
 
     Raises:
@@ -58,7 +64,9 @@ async def count_after_cancel(endpoint: Endpoint, slot_index: int, last_event: by
             await asyncio.sleep(_FIRST_LOOK_S)
             slot = await _look(endpoint, slot_index)
         else:
+            close()
             return None
+    close()
     input_tokens, cached_tokens, output_tokens = told or (slot.input_tokens, slot.cached_tokens, 0)
     pause_s = _FIRST_LOOK_S
     while slot.is_processing:

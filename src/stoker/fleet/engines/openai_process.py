@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -73,8 +74,10 @@ class OpenAIProcess:
         endpoint: Endpoint,  # noqa: ARG002
         use: SlotUse,  # noqa: ARG002
         last_event: bytes,  # noqa: ARG002
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
-        """Return None: nothing of the kind is common to all such servers."""
+        """Close and return None: nothing of the kind is common to all such servers."""
+        close()
         return None
 
     def path(self, surface: Surface) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -81,10 +82,10 @@ class Vllm:
             body[contract()["fields"]["cache_salt"]] = use.tenant_salt
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes
+        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
     ) -> tuple[int, int, int] | None:
         """Return None: vLLM does not tell of a request that was aborted."""
-        return await self._process.usage_after_cancel(endpoint, use, last_event)
+        return await self._process.usage_after_cancel(endpoint, use, last_event, close)
 
     def path(self, surface: Surface) -> str:
         """Return OpenAI's own routes."""
