@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from stoker.errors import EngineFailed, StokerError
 from stoker.fleet.ports import SlotLease
-from stoker.gateway.call import Call, Send, durable
+from stoker.gateway.call import Call, Send, durable, is_durable
 from stoker.gateway.errors import envelope, status_of
 from stoker.gateway.headers import answer_block, error_headers
 from stoker.gateway.openai.surfaces import SHAPES
@@ -74,14 +74,14 @@ async def answer_whole(ends: Ends, call: Call, lease: SlotLease, response: Upstr
                 await _answer_large(ends, call, lease, response, b"".join(pieces))
                 return
         body = b"".join(pieces)
-    elif rest := await response.read():
-        body += rest
     status, content_type = response.status, response.content_type  # the connection is another's once it is given back
     usage = call.usage = find_usage_in_body(body)
     call.note_output(ends.now_s())
     settled = ends.complete(call, "completed", status)
-    await durable(call.begun)
-    await durable(settled)
+    if not is_durable(call.begun):
+        await durable(call.begun)
+    if not is_durable(settled):
+        await durable(settled)
     block = answer_block(
         call.request_id,
         lease,
@@ -90,8 +90,7 @@ async def answer_whole(ends: Ends, call: Call, lease: SlotLease, response: Upstr
         cold_start_s=call.cold_start_s,
         price_nanousd=call.price_nanousd(usage) if usage is not None else None,
     )
-    await call.start(status, block, len(body))
-    await call.write(body, has_more=False)
+    await call.answer(status, block, body)
 
 
 async def _answer_large(ends: Ends, call: Call, lease: SlotLease, response: UpstreamConnection, pending: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import Future, shield
+from asyncio import Future
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
@@ -156,6 +156,19 @@ class Call:
         self.last_output_s = now_s
         self.num_outputs += 1
 
+    async def answer(self, status: int, block: bytes, body: bytes) -> None:
+        """Send a whole answer."""
+        wire = self._wire
+        if wire is None:
+            await self.start(status, block, len(body))
+            await self.write(body, has_more=False)
+            return
+        self.has_started = True
+        if wire.is_full:
+            await wire.drain()
+        wire.start(status, block, len(body))
+        wire.write(body, has_more=False)
+
     async def start(self, status: int, block: bytes, content_length: int | None) -> None:
         """Send status and headers; `content_length` None means that the length is not known."""
         self.has_started = True
@@ -276,14 +289,21 @@ class Call:
         return self.arrived_at_us + int((at_s - self.arrived_s) * 1_000_000)
 
 
+def is_durable(written: Future[None] | None) -> bool:
+    """Tell whether a row is on stable storage. Raises `LedgerUnavailable` when it cannot be."""
+    if written is None:
+        return True
+    if not written.done():
+        return False
+    if not written.cancelled():  # its waiter was interrupted; the write went on, and the next row's fate tells its own
+        written.result()
+    return True
+
+
 async def durable(written: Future[None] | None) -> None:
     """Wait until a row is on stable storage; being cancelled leaves the write alone. Raises `LedgerUnavailable`."""
-    if written is None:
-        return
-    if written.done():
-        written.result()
-    else:
-        await shield(written)
+    if written is not None and not is_durable(written):
+        await written
 
 
 def forget(written: Future[None] | None) -> None:
