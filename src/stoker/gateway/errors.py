@@ -71,6 +71,8 @@ STATUS_BY_CODE: Final[dict[str, tuple[int, str]]] = {
     "model_unavailable": (503, "server_error"),
     "ledger_unavailable": (503, "server_error"),
     "state_dir_unusable": (503, "server_error"),
+    "port_taken": (503, "server_error"),
+    "unsafe_binding": (503, "server_error"),
     "internal": (500, "server_error"),
 }
 _INTERNAL = STATUS_BY_CODE["internal"]

@@ -391,8 +391,6 @@ class Inference:
     def _abandon(self, call: Call, outcome: Outcome) -> None:
         """Give everything back and queue the settlement, without waiting: no cancellation can lose it."""
         call.interruption.disarm()
-        if call.response is not None:
-            call.response.abort()
         if not call.is_settled:
             code = "client_left" if outcome == "disconnected" else outcome
             self._end(call, outcome, code)

@@ -36,6 +36,36 @@ async def test_a_client_that_leaves_mid_stream_stops_the_engine_and_keeps_its_us
         assert not house.leases.ends[0][1].is_replica_suspect
 
 
+async def test_an_engine_that_never_ends_its_response_after_done_holds_nobody(open_house):
+    async def engine(exchange: ScriptedExchange) -> None:
+        await exchange.start_stream()
+        await exchange.event(chat_chunk("a"))
+        await exchange.event("[DONE]")
+        await exchange.wait_closed()
+
+    async with open_house(engine) as house, asyncio.timeout(10):
+        answer = await house.client.chat(stream=True)
+        assert answer.is_clean
+        assert answer.events()[-1] == "[DONE]"
+        [row] = await house.settled()
+        assert row.outcome == "completed"
+
+
+async def test_an_engine_that_counts_in_every_event_leaves_exact_usage_when_it_dies(open_house):
+    async def engine(exchange: ScriptedExchange) -> None:
+        await exchange.start_stream()
+        for number in (1, 2):
+            timings = {"cache_n": 4, "prompt_n": 6, "predicted_n": number}
+            await exchange.event({**chat_chunk("a"), "timings": timings})
+        exchange.abort()
+
+    async with open_house(engine) as house:
+        await house.client.chat(stream=True)
+        [row] = await house.settled()
+        assert (row.input_tokens, row.cached_input_tokens, row.output_tokens) == (10, 4, 2)
+        assert row.has_exact_usage
+
+
 async def test_an_engine_that_can_count_what_it_cancelled_is_asked(open_house):
     async def engine(exchange: ScriptedExchange) -> None:
         await exchange.start_stream()

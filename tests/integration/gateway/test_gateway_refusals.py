@@ -129,6 +129,15 @@ async def test_a_chunked_body_is_cut_at_the_limit(open_house):
         assert answer.status == 413
 
 
+async def test_a_stranger_is_answered_before_the_upload_and_can_read_the_answer(open_house):
+    async with open_house() as house, house.client.connect() as (reader, writer):
+        big = 8 * 2**20
+        writer.write(house.client.request("POST", "/v1/completions", Host="evil.example", Content_Length=str(big)))
+        writer.write(b"x" * big)
+        answer = await house.client.read(reader)
+        assert (answer.status, answer.headers["connection"]) == (421, "close")
+
+
 async def test_expect_100_continue_is_answered_before_the_body(open_house):
     async with open_house() as house, house.client.connect() as (reader, writer):
         head, _, body = house.client.chat_request().partition(b"\r\n\r\n")

@@ -16,7 +16,7 @@ from stoker.gateway.app import Gateway, build_app
 from stoker.gateway.auth import Keyring
 from stoker.gateway.interruption import DeadlineWatch, Interruption
 from stoker.gateway.metrics import GatewayMetrics
-from stoker.testing.clock import VirtualClock
+from stoker.testing.clock import VirtualClock, settle
 from stoker.testing.gateway import FakeLeases, FakeReplica, StaticDirectory, deployment_facts
 from stoker.testing.ledger import MemoryLedger
 
@@ -93,8 +93,8 @@ async def test_a_client_that_leaves_is_noticed_without_our_wire(
     leases.is_closed = True
     browser = Browser(app)
     asking = asyncio.create_task(browser.ask("/v1/chat/completions", CHAT))
-    while not leases.num_waiting:
-        await asyncio.sleep(0)
+    await settle()
+    assert leases.num_waiting
     browser.leave()
     await asking
     await ledger.flush()
@@ -108,8 +108,8 @@ async def test_somebody_elses_cancellation_is_never_swallowed_and_the_call_is_se
 ) -> None:
     leases.is_closed = True
     asking = asyncio.create_task(Browser(app).ask("/v1/chat/completions", CHAT))
-    while not leases.num_waiting:
-        await asyncio.sleep(0)
+    await settle()
+    assert leases.num_waiting
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -27,7 +28,7 @@ STREAM = b"".join(WORDS) + b": ping\n\n" + USAGE + DONE
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted({place % (len(data) + 1) for place in at}), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def run(tap: EventTap, pieces: list[bytes]) -> bytes:
