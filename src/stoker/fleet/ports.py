@@ -186,13 +186,20 @@ class Engine(Protocol):
         ...
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        use: SlotUse,
+        surface: Surface,
+        body: dict[str, Any],
+        last_event: bytes,
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
         """End a request by `close` and return its input, cached and output tokens, None when they are not known.
 
         The slot is still the request's; the caller bounds the time.
 
         Args:
+            body: as it was sent, after `prepare`.
             last_event: the last streamed event that arrived, empty without one.
             close: closes the request's connection, which stops the engine; a second call does nothing.
 

@@ -32,13 +32,14 @@ class Call:
         deadline_s: when it is of no more use.
         begun: the intent's future, None until it was queued.
         has_started: the client has been sent a status.
+        sent: the body of the attempt under way, as its engine got it; None until one was sent.
     """
 
     __slots__ = (
         "_cold_start_s", "_queue_s", "_wire", "arrived_at_us", "arrived_s", "attempt_started_s", "attempts", "begun",
         "counters", "deadline_s", "excluded", "facts", "first_output_s", "granted_s", "has_started", "interruption",
         "is_settled", "last_output_s", "lease", "num_outputs", "price", "principal", "received_s", "request",
-        "request_id", "response", "send", "session", "surface", "tap", "usage",
+        "request_id", "response", "send", "sent", "session", "surface", "tap", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +70,7 @@ class Call:
         self.facts = facts
         self.surface = surface
         self.request = request
+        self.sent: dict[str, Any] | None = None
         self.session = session
         self.price = price
         self.counters = counters

@@ -299,6 +299,7 @@ class Inference:
         engine = lease.engine
         fields = with_usage(call.surface, call.request)
         engine.prepare(call.surface, fields, lease.use)
+        call.sent = fields
         response = call.response = await self._pool.post(
             lease.endpoint,
             engine.path(call.surface),
@@ -362,10 +363,13 @@ class Inference:
 
     async def _ask_usage_after_cancel(self, call: Call) -> None:
         """Close the engine's connection, which stops it, and ask what the request came to, where it can tell."""
-        lease, response, tap = call.lease, call.response, call.tap
+        lease, response, tap, sent = call.lease, call.response, call.tap, call.sent
         if lease is None:
             if not call.attempts:
                 call.usage = Usage(0, 0, 0)  # it never reached an engine
+            return
+        if sent is None:
+            call.usage = Usage(0, 0, 0)
             return
 
         def close() -> None:
@@ -379,7 +383,9 @@ class Inference:
         try:
             async with asyncio.timeout(USAGE_AFTER_CANCEL_S):
                 last_event = tap.last_event if tap is not None else b""
-                counted = await lease.engine.usage_after_cancel(lease.endpoint, lease.use, last_event, close)
+                counted = await lease.engine.usage_after_cancel(
+                    lease.endpoint, lease.use, call.surface, sent, last_event, close
+                )
         except (StokerError, OSError, TimeoutError) as error:
             _log.info("usage.unknown: %s", error)
             return

@@ -77,7 +77,13 @@ class ScriptedEngine:
         body["id_slot"] = use.slot_index
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        use: SlotUse,
+        surface: Surface,
+        body: dict[str, Any],
+        last_event: bytes,
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
         return None
 

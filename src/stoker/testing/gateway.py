@@ -57,7 +57,13 @@ class PlainEngine:
         self.prepared.append(body.copy())
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        use: SlotUse,
+        surface: Surface,
+        body: dict[str, Any],
+        last_event: bytes,
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
         return None
 
@@ -74,7 +80,13 @@ class CountingEngine(PlainEngine):
         self.asked_with: list[bytes] = []
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        use: SlotUse,
+        surface: Surface,
+        body: dict[str, Any],
+        last_event: bytes,
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
         self.asked_with.append(last_event)
         return self.counted

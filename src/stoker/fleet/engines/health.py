@@ -18,6 +18,15 @@ async def get(endpoint: Endpoint, path: str, *, limit_s: float = ASK_LIMIT_S) ->
         OSError: nobody listens, or the connection broke.
         TimeoutError: no whole answer within `limit_s` seconds.
     """
+    return await _exchange(endpoint, "GET", path, b"", limit_s)
+
+
+async def post(endpoint: Endpoint, path: str, body: bytes, *, limit_s: float = ASK_LIMIT_S) -> tuple[int, bytes]:
+    """Return status and body of one `POST` of JSON; raises as `get` does."""
+    return await _exchange(endpoint, "POST", path, body, limit_s)
+
+
+async def _exchange(endpoint: Endpoint, method: str, path: str, body: bytes, limit_s: float) -> tuple[int, bytes]:
     async with asyncio.timeout(limit_s):
         if endpoint.socket_path is not None:
             reader, writer = await asyncio.open_unix_connection(endpoint.socket_path)
@@ -25,7 +34,10 @@ async def get(endpoint: Endpoint, path: str, *, limit_s: float = ASK_LIMIT_S) ->
             reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
         try:
             # HTTP/1.0, so that the end of the body is the end of the connection.
-            writer.write(f"GET {endpoint.base_path}{path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            fields = "Host: localhost\r\n"
+            if body:
+                fields += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"{method} {endpoint.base_path}{path} HTTP/1.0\r\n{fields}\r\n".encode() + body)
             answer = b""
             while (piece := await reader.read(65536)) and len(answer) < _MAX_ANSWER_BYTES:
                 answer += piece
@@ -33,11 +45,11 @@ async def get(endpoint: Endpoint, path: str, *, limit_s: float = ASK_LIMIT_S) ->
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-    head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, content = answer.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
     if len(words) < 2 or not words[1].isdigit():
         raise ConnectionError(f"not an HTTP answer: {answer[:80]!r}")
-    return int(words[1]), body
+    return int(words[1]), content
 
 
 async def ask_health(endpoint: Endpoint, path: str) -> Health:

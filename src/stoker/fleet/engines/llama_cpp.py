@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 from stoker.config.settings import DeploymentSettings
 from stoker.errors import BadRequest, EngineFailed, ModelUnavailable
 from stoker.fleet.engines.health import ask_health
-from stoker.fleet.engines.llama_cpp_cancel import count_after_cancel
+from stoker.fleet.engines.llama_cpp_cancel import TAG, count_after_cancel
 from stoker.fleet.engines.llama_cpp_memory import memory_need
 from stoker.fleet.ports import Endpoint, Health, LaunchRequest, LaunchSpec, MemoryNeed, SlotUse, Surface
 from stoker.models.files import ModelFile
@@ -40,34 +41,62 @@ _PATHS: dict[Surface, str] = {
 
 _ENGINE_CONTROL = (
     # Which slot serves, and what of it is reused: these decide whose content is seen.
-    "id_slot", "cache_prompt", "n_cache_reuse", "slot_id",
-    # Who is served first, what is loaded, and what is written into the answer about it.
-    "priority", "lora", "kv_transfer_params", "cache_salt",
-    # Programs that the engine would run on the client's behalf.
-    "chat_template", "chat_template_kwargs",
-    # Diagnostics that name files and other requests.
-    "__verbose", "return_progress",
+    "id_slot", "cache_prompt", "n_cache_reuse", "slot_id", "n_cmpl", "n_discard", "n_keep",
+    # Who is served first, what is loaded, and how it is computed.
+    "priority", "lora", "kv_transfer_params", "cache_salt", "backend_sampling", "sse_ping_interval",
+    # A program that the engine would run on the client's behalf. `chat_template_kwargs` only fills the model's own
+    # template (`enable_thinking`) and passes.
+    "chat_template",
+    # What the server itself hands from its chat layer to its sampler; a client's would be taken for it.
+    "grammar_type", "grammar_lazy", "grammar_triggers", "preserved_tokens", "chat_format", "chat_parser",
+    "generation_prompt", "thinking_forced_open",
+    # Answers that leave out the usage, or show what the engine does.
+    "response_fields", "verbose", "__verbose", "return_progress",
 )  # fmt: skip
+"""Source: llama.cpp tools/server/server-schema.cpp and server-common.cpp; unknown fields are copied to the sampler."""
 
 # Measured with SmolLM2 on two cores (docs/benchmarks.md): warm-up costs 170 ms of a 480-ms start, fitting 190 ms.
 _COLD_START_FLAGS = {"warmup": False, "fit_params": False}
-# Prompt caches outside the slots would cross tenants.
-_ISOLATION_FLAGS = {"cache_ram_mib": 0, "cache_idle_slots": False, "ui": False}
-_OWN_FLAGS = frozenset({"model.path", "hostnames", "port", "n_parallel", "n_ctx", "api_keys", "ssl_file_key"})
+# Prompt caches outside the slots would cross tenants; within a slot, `prepare` says each time what may be reused, and
+# a route that does not pass that on (`/v1/messages`) reuses nothing.
+_ISOLATION_FLAGS = {"cache_ram_mib": 0, "cache_idle_slots": False, "cache_prompt": False, "ui": False}
+# A request is only stopped between two batches, and those of other slots wait for it. The work is done in micro-batches
+# of 512 either way.
+_BATCH_FLAGS = {"n_batch": 512}
+_OWN_FLAGS = frozenset(
+    {
+        "model", "model.path", "model_alias", "hostnames", "port", "n_parallel", "n_ctx", "api_keys", "api_prefix",
+        "ssl_file_key", "ssl_file_cert", "ctx_shift", "endpoint_slots", "cache_prompt", "cache_ram_mib",
+        "cache_idle_slots", "embedding", "pooling_type",
+    }
+)  # fmt: skip
+"""What the deployment's own fields say, or what keeps tenants and counts apart."""
 
 
 class LlamaCpp:
-    """The `Engine` adapter for `engine.kind: llama.cpp`."""
+    """The `Engine` adapter for `engine.kind: llama.cpp`.
+
+    The wheel's server (xllamacpp 2026.10.11549) offers `/v1/chat/completions`, `/v1/completions`, `/v1/responses`,
+    `/v1/messages`, `/infill`, `/tokenize` and their `input_tokens` and `count_tokens` on every model, `/v1/embeddings`
+    with pooling only. `id_slot` and `cache_prompt` are honoured by all that generate but `/v1/messages`, which drops
+    them with every field that it does not know; so that one is offered where there is a single slot.
+    """
 
     kind = "llama.cpp"
 
     def surfaces(self, settings: DeploymentSettings, model: ModelFile | None) -> frozenset[Surface]:
-        """A pooling deployment embeds; every other one generates, chats where the model has a template."""
+        """A pooling deployment embeds; every other one generates, chats where the model has a template.
+
+        Whether a model can `infill` stands in its vocabulary; the engine says it, with 501, when it cannot.
+        """
         if settings.engine.pooling is not None:
             return frozenset({"embeddings", "tokenize"})
         offered: set[Surface] = {"completions", "infill", "tokenize"}
         if model is None or model.has_chat_template:
-            offered |= {"chat.completions", "responses", "messages"}
+            offered |= {"chat.completions", "responses"}
+            if settings.engine.slots == 1:
+                # It is served by whichever slot is free, and whose content is left there would not be known.
+                offered.add("messages")
         return frozenset(offered)
 
     def memory_need(self, settings: DeploymentSettings, model: ModelFile | None) -> MemoryNeed:
@@ -113,13 +142,22 @@ class LlamaCpp:
         return await ask_health(endpoint, "/health")
 
     def prepare(self, surface: Surface, body: dict[str, Any], use: SlotUse) -> None:
-        """Pin the request to its slot, and reuse the slot's prefix only where it is the tenant's own."""
+        """Pin the request to its slot, and reuse the slot's prefix only where it is the tenant's own.
+
+        Raises:
+            BadRequest: more than one answer is asked for; each would take a slot that is not the request's.
+        """
+        if body.get("n") not in {None, 1}:
+            raise BadRequest(
+                f"n={body['n']} answers at once are not offered", mend="send that many requests", param="n"
+            )
         for name in _ENGINE_CONTROL:
             body.pop(name, None)
         if surface in {"embeddings", "tokenize"}:
             return
         body["id_slot"] = use.slot_index
         body["cache_prompt"] = use.may_reuse_prefix
+        body[TAG] = random.getrandbits(31)
         if body.get("stream") is True:
             # So that a stream that is cut still tells what was computed for it.
             body["timings_per_token"] = True
@@ -129,10 +167,16 @@ class LlamaCpp:
         return _PATHS[surface]
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        use: SlotUse,
+        surface: Surface,
+        body: dict[str, Any],
+        last_event: bytes,
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
-        """Return what a request came to whose connection was just closed; see `llama_cpp_cancel`."""
-        return await count_after_cancel(endpoint, use.slot_index, last_event, close)
+        """End a request and return what it came to; see `llama_cpp_cancel`."""
+        return await count_after_cancel(endpoint, use.slot_index, surface, body, last_event, close)
 
     def _flags(self, request: LaunchRequest) -> dict[str, Any]:
         engine = request.settings.engine
@@ -140,6 +184,7 @@ class LlamaCpp:
         flags: dict[str, Any] = {
             **_COLD_START_FLAGS,
             **_ISOLATION_FLAGS,
+            **_BATCH_FLAGS,
             # llama.cpp divides its context among the slots.
             "n_ctx": context_tokens(request.settings, request.model) * engine.slots,
             "n_parallel": engine.slots,
@@ -175,7 +220,18 @@ def _wheel_folder() -> str:
 def _known_flags() -> frozenset[str]:
     import xllamacpp  # noqa: PLC0415 - 75 ms, paid only by those who name flags of the engine
 
-    return frozenset(name for name in dir(xllamacpp.CommonParams) if not name.startswith("_"))
+    params = xllamacpp.CommonParams()
+    names = set()
+    for name in _attributes(params):
+        names.add(name)
+        held = getattr(params, name)
+        if type(held).__module__.startswith("xllamacpp") and not isinstance(held, int):
+            names |= {f"{name}.{inner}" for inner in _attributes(held)}
+    return frozenset(names)
+
+
+def _attributes(holder: object) -> list[str]:
+    return [name for name in dir(holder) if not name.startswith("_") and not callable(getattr(holder, name))]
 
 
 def _embedded(model: str, socket_path: str, flags: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
@@ -190,8 +246,8 @@ def _check_flag(name: str) -> None:
     known = _known_flags()
     if name in _OWN_FLAGS:
         raise BadRequest(f"engine.args.{name} is set by Stoker itself", mend="use the deployment's own fields instead")
-    if name.split(".", maxsplit=1)[0] not in known:
-        near = difflib.get_close_matches(name, known, 3)
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), 3)
         raise BadRequest(
             f"engine.args.{name} is not a parameter of llama.cpp",
             mend=f"did you mean {', '.join(near)}?" if near else "its names are the attributes of CommonParams",

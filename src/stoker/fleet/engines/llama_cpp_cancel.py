@@ -1,100 +1,118 @@
 """What llama.cpp computed for a request that was cancelled, to the token. Asks the engine's `/slots`.
 
-The server notices a closed connection at its next write, or by a look each second while it has nothing to write, and
-until then goes on. Its own counters then hold the whole prompt (nothing, when the prompt was not finished) and every
-generated token. A slot at rest still tells how many tokens it holds: the prompt's and the generated ones but the last.
+How the server behaves, measured with xllamacpp 2026.10.11549:
 
-Source: measured with xllamacpp 2026.10.11549 over 22 cancelled requests: tokens = input + output - 1 in each.
+- It looks at a closed connection when it writes the next token of a stream, or when nothing at all happened in the
+  engine for a second (`HTTP_POLLING_SECONDS`). *Any* answer restarts that second, one to `/slots` too: whoever asks
+  more often than once a second keeps a cancelled request alive to its last token.
+- It stops between two batches (`n_batch` tokens), not within one.
+- Its counters then hold what was computed: the whole prompt and every generated token, or the batches that were done.
+- A slot at rest still tells how many tokens it holds: prompt and generated tokens but the last one, which was sampled
+  and never computed. So output = held − input + 1, and a slot that holds less than the prompt generated nothing.
+- `params` of a slot are those of its last request, so a number that `prepare` put there tells whose tokens these are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from stoker.fleet.engines.health import get
-from stoker.fleet.ports import Endpoint
+from stoker.fleet.engines.health import get, post
+from stoker.fleet.ports import Endpoint, Surface
 
-_FIRST_LOOK_S = 0.01
-_NUM_FIRST_LOOKS = 40
-_LOOK_RATIO = 1.5
-_MAX_LOOK_S = 0.25
+TAG = "n_discard"
+"""A request field that `/slots` shows and that means nothing, since contexts are never shifted (`ctx_shift`)."""
+
+_QUIET_S = 1.1
+_STREAM_LOOK_S = 0.02
+_MAX_STREAM_LOOKS = 25
+"""A stream whose next token is this late is treated like any request that has nothing to write."""
+_MAX_STRANGE_LOOKS = 2
+_ANSWER_LIMIT_S = 20.0
+"""`/slots` is answered between two batches."""
 _TIMINGS = b'"timings":'
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """One entry of `/slots`; counts are 0 where the engine has none yet."""
+    """One entry of `/slots`; `tag` is the mark of the request that it served last, `computed` is of the prompt."""
 
     is_processing: bool
     held_tokens: int
     computed_tokens: int
     cached_tokens: int
     decoded_tokens: int
-
-    @property
-    def input_tokens(self) -> int:
-        """Length of the prompt of the request that is being processed."""
-        return self.computed_tokens + self.cached_tokens if self.decoded_tokens else self.held_tokens
+    tag: int | None
 
 
 async def count_after_cancel(
-    endpoint: Endpoint, slot_index: int, last_event: bytes, close: Callable[[], None]
+    endpoint: Endpoint,
+    slot_index: int,
+    surface: Surface,
+    body: Mapping[str, Any],
+    last_event: bytes,
+    close: Callable[[], None],
 ) -> tuple[int, int, int] | None:
-    """Wait until the slot is at rest and return input, cached input and output tokens; None when they are not known.
+    """Close, wait until the slot is at rest and return input, cached input and output tokens; None when not known.
 
-    They are not when the slot is never seen at work: then the answer has come, or will never be begun.
+    The slot must still be this request's.
 
     Args:
-        close: ends the request's connection; called once the slot was looked at.
+        close: ends the request's connection; called once the slot was looked at, since a slot at rest no longer tells
+            what was cached.
+        body: the request as it was sent, with its tag.
         last_event: the last streamed event that arrived, with the engine's own `timings`; empty without one.
 
     Raises:
         OSError, TimeoutError: the engine does not answer. The caller bounds the wait.
     """
-    told = _told(last_event)
-    slot = await _look(endpoint, slot_index)
-    if told is None:
-        # The request may still be on its way from the engine's HTTP thread to the slot.
-        for _ in range(_NUM_FIRST_LOOKS):
-            if slot.is_processing:
-                break
-            await asyncio.sleep(_FIRST_LOOK_S)
-            slot = await _look(endpoint, slot_index)
-        else:
-            close()
-            return None
-    close()
-    input_tokens, cached_tokens, output_tokens = told or (slot.input_tokens, slot.cached_tokens, 0)
-    pause_s = _FIRST_LOOK_S
-    while slot.is_processing:
-        await asyncio.sleep(pause_s)
-        pause_s = min(_MAX_LOOK_S, pause_s * _LOOK_RATIO)
+    input_tokens, cached_tokens = _told(last_event)
+    num_looks = num_strange = 0
+    while True:
         slot = await _look(endpoint, slot_index)
-        if told is None:
-            cached_tokens = max(cached_tokens, slot.cached_tokens)
+        close()
+        num_looks += 1
+        if TAG in body and slot.tag != body[TAG]:
+            num_strange += 1
+            if num_strange > _MAX_STRANGE_LOOKS:
+                return (0, 0, 0)  # It never came as far as the slot.
+        elif not slot.is_processing:
+            break
+        else:
+            cached_tokens = slot.cached_tokens if cached_tokens is None else cached_tokens
+            if input_tokens is None and slot.decoded_tokens:
+                input_tokens = slot.computed_tokens + slot.cached_tokens
+        is_streaming = last_event != b"" and num_looks < _MAX_STREAM_LOOKS
+        await asyncio.sleep(_STREAM_LOOK_S if is_streaming else _QUIET_S)
+    if input_tokens is None:
+        input_tokens = await _input_tokens(endpoint, surface, body)
+    if input_tokens is None:
+        return None
+    cached_tokens = min(cached_tokens or 0, input_tokens)
     if slot.held_tokens < input_tokens:
-        return (0, 0, 0)  # Stopped within the prompt, of which the engine then counts nothing.
-    return (input_tokens, cached_tokens, max(output_tokens, slot.held_tokens - input_tokens + 1))
+        return (slot.held_tokens, min(cached_tokens, slot.held_tokens), 0)
+    return (input_tokens, cached_tokens, slot.held_tokens - input_tokens + 1)
 
 
-def _told(event: bytes) -> tuple[int, int, int] | None:
+def _told(event: bytes) -> tuple[int | None, int | None]:
+    """Return input and cached tokens from an event's `timings`."""
     start = event.find(_TIMINGS)
     if start < 0:
-        return None
+        return None, None
     try:
         timings = json.JSONDecoder().raw_decode(event[start + len(_TIMINGS) :].decode())[0]
         cached = int(timings["cache_n"])
-        return int(timings["prompt_n"]) + cached, cached, int(timings["predicted_n"])
+        return int(timings["prompt_n"]) + cached, cached
     except (ValueError, KeyError, TypeError):
-        return None
+        return None, None
 
 
 async def _look(endpoint: Endpoint, slot_index: int) -> _Slot:
-    _, body = await get(endpoint, "/slots", limit_s=10.0)
-    for entry in json.loads(body):
+    _, answer = await get(endpoint, "/slots", limit_s=_ANSWER_LIMIT_S)
+    for entry in json.loads(answer):
         if entry["id"] == slot_index:
             decoding = entry.get("next_token") or [{}]
             return _Slot(
@@ -103,5 +121,34 @@ async def _look(endpoint: Endpoint, slot_index: int) -> _Slot:
                 computed_tokens=int(entry.get("n_prompt_tokens_processed", 0)),
                 cached_tokens=int(entry.get("n_prompt_tokens_cache", 0)),
                 decoded_tokens=int(decoding[0].get("n_decoded", 0)),
+                tag=(entry.get("params") or {}).get(TAG),
             )
     raise ConnectionError(f"the engine has no slot {slot_index}")
+
+
+async def _input_tokens(endpoint: Endpoint, surface: Surface, body: Mapping[str, Any]) -> int | None:
+    """Have the engine count a prompt without computing it; None where it has no way to."""
+    prompt = body.get("prompt")
+    if surface == "completions" and isinstance(prompt, list):
+        return len(prompt) if prompt and all(isinstance(token, int) for token in prompt) else None
+    if surface == "completions" and isinstance(prompt, str):
+        question = {"content": prompt, "add_special": True, "parse_special": True}
+        answer = await _post(endpoint, "/tokenize", question)
+        return len(answer["tokens"]) if answer else None
+    routes: dict[Surface, str] = {
+        "chat.completions": "/v1/chat/completions/input_tokens",
+        "responses": "/v1/responses/input_tokens",
+        "messages": "/v1/messages/count_tokens",
+    }
+    if surface not in routes:
+        return None
+    answer = await _post(endpoint, routes[surface], body)
+    return int(answer["input_tokens"]) if answer else None
+
+
+async def _post(endpoint: Endpoint, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+    status, answer = await post(endpoint, path, json.dumps(body).encode(), limit_s=_ANSWER_LIMIT_S)
+    if status != 200:
+        return None
+    read = json.loads(answer)
+    return read if isinstance(read, dict) else None

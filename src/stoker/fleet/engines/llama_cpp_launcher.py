@@ -4,11 +4,11 @@ Argument: JSON `{"import_path": DIR, "model": FILE, "socket": FILE, "params": {"
 parameters are attributes of `xllamacpp.CommonParams` by their dotted names.
 """
 
+import enum
 import json
 import os
 import signal
 import sys
-from types import ModuleType
 
 
 def main() -> None:
@@ -31,19 +31,32 @@ def main() -> None:
         *parents, last = name.split(".")
         for parent in parents:
             holder = getattr(holder, parent)
-        setattr(holder, last, _typed(xllamacpp, last, value))
-    server = xllamacpp.Server(params)
+        setattr(holder, last, _typed(getattr(holder, last), value))
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        # The engine has said why, above; where this program stood when it did says nothing.
+        sys.exit(f"llama.cpp did not start with {order['model']}: {error}")
     sys.stdout.write(f"ready at {server.listening_address}\n")
     sys.stdout.flush()
     while True:
         signal.pause()
 
 
-def _typed(xllamacpp: ModuleType, name: str, value: object) -> object:
-    """JSON has neither sets nor enumerations."""
-    if name == "pooling_type":
-        return xllamacpp.llama_pooling_type(value)
-    return set(value) if name == "model_alias" and isinstance(value, list) else value
+def _typed(current: object, value: object) -> object:
+    """Give a value from JSON the type of the attribute it is for: JSON has neither sets nor enumerations."""
+    if isinstance(current, set) and isinstance(value, list):
+        return set(value)
+    if isinstance(current, enum.Enum):
+        kind = type(current)
+        if isinstance(value, int):
+            return kind(value)
+        # `q8_0` for GGML_TYPE_Q8_0, as llama.cpp's own flags have it.
+        for name, member in kind.__members__.items():
+            if name.lower() == str(value).lower() or name.lower().endswith(f"_{value}".lower()):
+                return member
+        raise SystemExit(f"{value!r} is none of {', '.join(kind.__members__)}")
+    return value
 
 
 def _read_ahead(path: str) -> None:

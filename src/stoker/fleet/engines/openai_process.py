@@ -73,6 +73,8 @@ class OpenAIProcess:
         self,
         endpoint: Endpoint,  # noqa: ARG002
         use: SlotUse,  # noqa: ARG002
+        surface: Surface,  # noqa: ARG002
+        body: dict[str, Any],  # noqa: ARG002
         last_event: bytes,  # noqa: ARG002
         close: Callable[[], None],
     ) -> tuple[int, int, int] | None:

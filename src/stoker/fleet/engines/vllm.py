@@ -82,10 +82,16 @@ class Vllm:
             body[contract()["fields"]["cache_salt"]] = use.tenant_salt
 
     async def usage_after_cancel(
-        self, endpoint: Endpoint, use: SlotUse, last_event: bytes, close: Callable[[], None]
+        self,
+        endpoint: Endpoint,
+        use: SlotUse,
+        surface: Surface,
+        body: dict[str, Any],
+        last_event: bytes,
+        close: Callable[[], None],
     ) -> tuple[int, int, int] | None:
         """Return None: vLLM does not tell of a request that was aborted."""
-        return await self._process.usage_after_cancel(endpoint, use, last_event, close)
+        return await self._process.usage_after_cancel(endpoint, use, surface, body, last_event, close)
 
     def path(self, surface: Surface) -> str:
         """Return OpenAI's own routes."""
