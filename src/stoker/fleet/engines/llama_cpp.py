@@ -71,6 +71,17 @@ _OWN_FLAGS = frozenset(
     }
 )  # fmt: skip
 """What the deployment's own fields say, or what keeps tenants and counts apart."""
+_REACHING_FLAGS = frozenset(
+    {
+        "api_key", "api_key_file", "chat_template_file", "context_files", "cors_origins", "grammar_file", "hf_file",
+        "hf_repo", "hf_token", "host", "imat_dat", "in_files", "log_file", "logits_file", "logits_output_dir", "lora",
+        "lora_adapters", "mcp_servers_config", "mcp_servers_json", "media_path", "mmproj", "model_url", "models_dir",
+        "models_preset", "models_preset_hf", "out_file", "path", "path_prompt_cache", "path_prompts_log_dir",
+        "prompt_cache", "prompt_file", "public_path", "reuse_port", "rpc", "server_tools", "server_tools_runtime",
+        "slot_save_path", "tts_speaker_file", "ui_config_json", "ui_mcp_proxy", "video_ffmpeg_bin_dir",
+    }
+)  # fmt: skip
+"""Ways to files, programs and other hosts; `engine.args` may come through the API, which must not open them."""
 
 
 class LlamaCpp:
@@ -237,15 +248,24 @@ def _attributes(holder: object) -> list[str]:
 def _embedded(model: str, socket_path: str, flags: dict[str, Any], chosen: dict[str, Any]) -> tuple[str, ...]:
     folder = _wheel_folder()
     for name in chosen:
-        _check_flag(name)
+        _check_allowed(name)
+        _check_known(name)
     order = {"import_path": folder, "model": model, "socket": socket_path, "params": {**flags, **chosen}}
     return (sys.executable, "-I", "-S", str(_LAUNCHER), json.dumps(order))
 
 
-def _check_flag(name: str) -> None:
-    known = _known_flags()
-    if name in _OWN_FLAGS:
+def _check_allowed(name: str) -> None:
+    flag = name.replace("-", "_")
+    if flag in _OWN_FLAGS:
         raise BadRequest(f"engine.args.{name} is set by Stoker itself", mend="use the deployment's own fields instead")
+    if flag.split(".")[0] in _REACHING_FLAGS:
+        raise BadRequest(
+            f"engine.args.{name} would reach files, programs or hosts", mend="run such an engine as `kind: openai`"
+        )
+
+
+def _check_known(name: str) -> None:
+    known = _known_flags()
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), 3)
         raise BadRequest(
@@ -274,6 +294,7 @@ def _llama_server(
         names = {number: name for name, number in _POOLING.items()}
         line += ["--embeddings", "--pooling", names[flags["pooling_type"]]]
     for name, value in chosen.items():
+        _check_allowed(name)
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             line.append(flag)
