@@ -186,3 +186,12 @@ async def test_shutdown_ends_engines_and_keeper(place: Place) -> None:
     await keeper.shutdown()
     assert place.engines() == place.keepers() == {}
     assert heard.lost == []
+
+
+async def test_a_connection_that_is_given_up_leaves_no_keeper(place: Place) -> None:
+    connecting = asyncio.create_task(place.connect())
+    await until(place.keepers)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    await until(lambda: place.keepers() == {})

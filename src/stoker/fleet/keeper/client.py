@@ -166,21 +166,27 @@ async def connect_or_spawn(run_dir: Path, log_dir: Path, *, generation: str, orp
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + _START_LIMIT_S
     rival_until_s = loop.time() + _RIVAL_LIMIT_S
-    while True:
-        try:
-            return await _greet(path, process, generation, orphan_grace_s)
-        except _Taken:
-            if loop.time() > rival_until_s:
-                raise
-        except (OSError, KeeperUnavailable) as problem:
-            # Nobody listens, or a keeper that is ending: the next one waits for its lock.
-            if loop.time() > deadline_s or (process is not None and process.poll() not in {None, 0}):
-                raise KeeperUnavailable(
-                    f"the keeper cannot be started: {problem}", mend=f"see {log_dir / 'keeper.log'}"
-                ) from problem
-            if process is None or process.poll() is not None:
-                process = _spawn(path, log_dir)
-        await asyncio.sleep(_CONNECT_EVERY_S)
+    try:
+        while True:
+            try:
+                return await _greet(path, process, generation, orphan_grace_s)
+            except _Taken:
+                if loop.time() > rival_until_s:
+                    raise
+            except (OSError, KeeperUnavailable) as problem:
+                # Nobody listens, or a keeper that is ending: the next one waits for its lock.
+                if loop.time() > deadline_s or (process is not None and process.poll() not in {None, 0}):
+                    raise KeeperUnavailable(
+                        f"the keeper cannot be started: {problem}", mend=f"see {log_dir / 'keeper.log'}"
+                    ) from problem
+                if process is None or process.poll() is not None:
+                    process = _spawn(path, log_dir)
+            await asyncio.sleep(_CONNECT_EVERY_S)
+    except BaseException:
+        if process is not None:
+            # Nobody will greet it now; it would wait for that.
+            process.terminate()
+        raise
 
 
 def _spawn(path: Path, log_dir: Path) -> subprocess.Popen[bytes]:
