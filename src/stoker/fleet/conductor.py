@@ -147,6 +147,8 @@ class Conductor:
             if not expired:
                 continue
             eta_s = predicted_wait_s(self._roster.view(), deployment.view(), now_s)
+            if eta_s is not None:
+                deployment.promise(now_s + eta_s)
             for key, waiter in expired:
                 del deployment.queue[key]
                 waited_s = now_s - waiter.ask.queued_at_s

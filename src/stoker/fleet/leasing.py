@@ -184,6 +184,8 @@ class Leasing:
             return self._grant(deployment, ask.tenant, ask.session, place, queue_s=0.0, queued_at_s=None)
         if isinstance(decision, Refused):
             deployment.demand = decision.demand or deployment.demand
+            if decision.demand is not None and decision.retry_after_s is not None:
+                deployment.promise(now_s + decision.retry_after_s)
             self._conductor.carry_out(decision.wake, decision.evict)
             self._conductor.replan()
             raise _refusal(deployment, decision)

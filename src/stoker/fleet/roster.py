@@ -40,6 +40,7 @@ class Deployment:
         queue: first come, first served; keyed by identity, so that leaving it costs nothing.
         opened: replicas that take requests, for the data path.
         num_warm: replicas kept ready whatever the demand, as far as their reservation fits.
+        promised_at_s: the latest moment at which a refused client was told to come back.
         unplaced: why a dedicated reservation does not fit.
     """
 
@@ -54,6 +55,7 @@ class Deployment:
     restarts: Restarts = field(default_factory=Restarts)
     queue: dict[int, Waiter] = field(default_factory=dict)
     demand: Demand | None = None
+    promised_at_s: float | None = None
     replicas: list[ReplicaSupervisor] = field(default_factory=list)
     opened: list[tuple[str, SlotTable]] = field(default_factory=list)
     num_warm: int = 0
@@ -82,6 +84,10 @@ class Deployment:
             self.starts = StartTimes(min(prior_start_s(weights_bytes), settings.engine.start_timeout))
             self.restarts = Restarts()
 
+    def promise(self, at_s: float) -> None:
+        """Note that a refused client was told to come back at this monotonic time."""
+        self.promised_at_s = at_s if self.promised_at_s is None else max(self.promised_at_s, at_s)
+
     def refresh_opened(self) -> None:
         self.opened = [
             (each.replica_id, each.slots)
@@ -109,6 +115,7 @@ class Deployment:
             restarts=self.restarts,
             queue=tuple(each.ask for each in self.queue.values()),
             demand=self.demand,
+            promised_at_s=self.promised_at_s,
             unplaced=self.unplaced,
             turn_ended_at_s=self.turn_ended_at_s,
             is_retired=self.is_retired,

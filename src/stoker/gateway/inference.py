@@ -198,7 +198,8 @@ class Inference:
         facts, principal, request = call.facts, call.principal, call.request
         if not principal.may_use(facts.name, facts.tenants):
             raise Forbidden(f"this key may not use the deployment {facts.name!r}", param="model")
-        if call.surface not in facts.surfaces:
+        # Of a deployment whose model cannot be had no surface is known: the fleet says what is wrong with it.
+        if facts.surfaces and call.surface not in facts.surfaces:
             offered = ", ".join(sorted(facts.surfaces - {"tokenize"})) or "nothing"
             raise UnsupportedSurface(
                 f"the deployment {facts.name!r} does not offer {call.surface}; it offers {offered}", param="model"

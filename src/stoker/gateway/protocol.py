@@ -26,6 +26,7 @@ MAX_HEADERS: Final = 128
 MAX_PIPELINED: Final = 16
 # A body must arrive at this rate at least once its time is up (Apache's RequestReadTimeout has the same two figures).
 MIN_BODY_BYTES_PER_S: Final = 16 * 1024
+_FRAMING_BYTES: Final = 4  # of a header line: colon, space, CR, LF
 _OVER_LIMIT_SLACK: Final = 64  # connections beyond the limit that still get an answer instead of a bare close
 _LINGER_S: Final = 2.0  # how long an early answer is left to be read by a client that still sends
 
@@ -174,6 +175,9 @@ class GatewayProtocol(HttpToolsProtocol):
         headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        # What was read at once may hold a body too, so the headers themselves are added up, and only when it is much.
+        if self._unframed_bytes > self._limits.max_header_bytes:
+            self._check_header_bytes()
         self._unframed_bytes = 0
         parser = self.parser
         http_version = parser.get_http_version()
@@ -208,6 +212,11 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self.flow.pause_reading()
             self._queue.append((cycle, app, scope))
+
+    def _check_header_bytes(self) -> None:
+        size_bytes = len(self.url) + sum(len(name) + len(value) + _FRAMING_BYTES for name, value in self.headers)
+        if size_bytes > self._limits.max_header_bytes:
+            raise HeadersTooLarge(f"more than {self._limits.max_header_bytes} bytes of headers")
 
     def on_body(self, body: bytes) -> None:
         self._unframed_bytes = 0

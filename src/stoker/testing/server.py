@@ -85,8 +85,11 @@ class RunningStoker:
     def admin_token(self) -> str:
         return (self.state_dir / "admin-token").read_text().strip()
 
-    def start(self, *, wait_s: float = 60.0) -> RunningStoker:
+    def start(self, *, wait_s: float = 60.0, config: str | None = None) -> RunningStoker:
         """Start the server and wait until it answers `/health`.
+
+        Args:
+            config: YAML text in place of the one that it was made with, as after an edit.
 
         Raises:
             RuntimeError: it exited, or did not answer in time; the message holds its output.
@@ -95,6 +98,7 @@ class RunningStoker:
             *self._command_prefix, sys.executable, "-m", "stoker", "up",
             "--port", str(self.port), "--state-dir", str(self.state_dir), *self._arguments,
         ]  # fmt: skip
+        self._config = self._config if config is None else config
         if self._config is not None:
             self.config_path.write_text(self._config)
             command += ["--config", str(self.config_path)]

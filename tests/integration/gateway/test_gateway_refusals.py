@@ -258,6 +258,8 @@ async def test_headers_beyond_the_limit_are_refused(open_house):
         async with house.client.connect() as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"x" * 10_000)
             assert (await house.client.read(reader)).status == 431
+        at_once = await house.client.get("/health", **{"X-Big": "x" * 10_000})
+        assert (at_once.status, at_once.error["code"]) == (431, "headers_too_large")
         many = {f"X{n}": "1" for n in range(200)}
         assert (await house.client.get("/health", **many)).status == 431
 

@@ -237,6 +237,16 @@ def todo(view: FleetView) -> tuple[list[str], list[str], float | None]:
         pytest.param(fleet(A, replica("a1", "a")), ([], [], 250.0), id="idle within its keep-alive"),
         pytest.param(fleet(replace(A, keep_alive=40.0), replica("a1", "a")), ([], ["a1"], None), id="idle beyond it"),
         pytest.param(
+            fleet(replace(A, keep_alive=40.0, promised_at_s=NOW_S + 2), replica("a1", "a")),
+            ([], [], 5.0),
+            id="idle beyond it, but somebody was told to come back",
+        ),
+        pytest.param(
+            fleet(replace(A, keep_alive=40.0, promised_at_s=NOW_S - 3), replica("a1", "a")),
+            ([], ["a1"], None),
+            id="idle beyond it, and nobody came back",
+        ),
+        pytest.param(
             fleet(replace(A, keep_alive=40.0, num_warm=1), replica("a1", "a")), ([], [], None), id="but it is the floor"
         ),
         pytest.param(

@@ -141,7 +141,7 @@ class _Planner:
         for each in sorted(staying, key=_longest_idle)[: max(0, num_spare)]:
             if each.idle_since_s is None:
                 continue
-            left_s = idle_exit(deployment.keep_alive, each.idle_since_s, self._now_s)
+            left_s = idle_exit(deployment.keep_alive, each.idle_since_s, self._now_s, deployment.promised_at_s)
             if left_s <= 0:
                 self._drain(each, f"idle for {self._now_s - each.idle_since_s:.3g} s")
             else:

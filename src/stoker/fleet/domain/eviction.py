@@ -4,6 +4,7 @@ from __future__ import annotations
 
 AUTO_KEEP_ALIVE_S = 300.0  # what `keep_alive: auto` means: llama.cpp users know Ollama's five minutes
 FAIR_QUANTUM_S = 10.0  # how long a busy replica may serve on while another deployment waits for its memory
+PROMISE_SLACK_S = 3.0  # `Retry-After` is rounded up to a whole second, and the client and the network take their time
 LINGER_RATIO = 0.5  # of its own cold start: an idle moment between two requests is no reason for a swap
 
 
@@ -12,14 +13,21 @@ def keep_alive_s(policy: str | float) -> float:
     return AUTO_KEEP_ALIVE_S if isinstance(policy, str) else policy
 
 
-def idle_exit(policy: str | float, idle_since_s: float, now_s: float) -> float:
+def idle_exit(policy: str | float, idle_since_s: float, now_s: float, promised_at_s: float | None = None) -> float:
     """Return the seconds until an idle replica leaves `ready`; 0.0 means now.
+
+    A keep-alive shorter than a `Retry-After` that was given would end the replica before whoever was told to come back
+    then, every time anew: the promise holds it until a little after that moment.
 
     Args:
         policy: `auto` or seconds.
         idle_since_s: the END of its last request (or its readiness when it never had one).
+        promised_at_s: when the last refused client was told to come back, None when nobody was.
     """
-    return max(0.0, idle_since_s + keep_alive_s(policy) - now_s)
+    leave_at_s = idle_since_s + keep_alive_s(policy)
+    if promised_at_s is not None:
+        leave_at_s = max(leave_at_s, promised_at_s + PROMISE_SLACK_S)
+    return max(0.0, leave_at_s - now_s)
 
 
 def may_leave_at_s(ready_since_s: float, idle_since_s: float | None, start_s: float, quantum_s: float) -> float:

@@ -83,6 +83,7 @@ class DeploymentView:
         keep_alive: `auto` or seconds.
         need: of one replica.
         need_arithmetic: how that figure comes about.
+        promised_at_s: the latest moment at which a refused client was told to come back, None when nobody was.
         unplaced: the arithmetic when its reservation does not fit, None when it does.
         turn_ended_at_s: when its last serving replica was closed; whoever had a turn stands in line from then.
         is_retired: deleted, on its way out.
@@ -105,6 +106,7 @@ class DeploymentView:
     restarts: Restarts = field(default_factory=Restarts)
     queue: tuple[Ask, ...] = ()
     demand: Demand | None = None
+    promised_at_s: float | None = None
     unplaced: str | None = None
     turn_ended_at_s: float | None = None
     is_retired: bool = False
