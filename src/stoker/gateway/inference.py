@@ -51,7 +51,7 @@ from stoker.gateway.openai.request import (
     with_usage,
 )
 from stoker.gateway.openai.surfaces import SHAPES
-from stoker.gateway.openai.usage import Usage, find_usage_in_body
+from stoker.gateway.openai.usage import Usage, find_usage, find_usage_in_body
 from stoker.gateway.pool import UpstreamPool
 from stoker.gateway.wire import wire_of
 from stoker.ids import new_request_id
@@ -377,8 +377,8 @@ class Inference:
             if response is None:
                 return
             # The answer may have come while nobody was left to have it.
-            if tap is None and call.usage is None and (body := response.unread()) is not None:
-                call.usage = find_usage_in_body(body)
+            if call.usage is None and (rest := response.unread()) is not None:
+                call.usage = find_usage_in_body(rest) if tap is None else find_usage(rest)
             response.abort()
 
         try:
@@ -392,7 +392,8 @@ class Inference:
             return
         finally:
             close()
-        if counted is not None:
+        # The answer's own figures, where it came after all, are the engine's last word.
+        if counted is not None and call.usage is None:
             call.usage = Usage(counted[0], counted[1], counted[2])
 
     def _abandon(self, call: Call, outcome: Outcome) -> None:

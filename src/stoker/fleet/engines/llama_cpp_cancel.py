@@ -27,6 +27,7 @@ TAG = "n_discard"
 """A request field that `/slots` shows and that means nothing, since contexts are never shifted (`ctx_shift`)."""
 
 _QUIET_S = 1.1
+_ANSWER_ARRIVES_S = 0.05
 _STREAM_LOOK_S = 0.02
 _MAX_STREAM_LOOKS = 25
 """A stream whose next token is this late is treated like any request that has nothing to write."""
@@ -46,6 +47,11 @@ class _Slot:
     cached_tokens: int
     decoded_tokens: int
     tag: int | None
+
+    @property
+    def has_not_begun(self) -> bool:
+        """Whether nothing of the prompt was looked at yet, neither in the cache nor by the model, as far as is seen."""
+        return self.is_processing and not (self.computed_tokens or self.cached_tokens or self.decoded_tokens)
 
 
 async def count_after_cancel(
@@ -73,6 +79,13 @@ async def count_after_cancel(
     num_looks = num_strange = 0
     while True:
         slot = await _look(endpoint, slot_index)
+        if num_looks == 0 and cached_tokens is None:
+            if slot.has_not_begun:
+                # Only just put into the slot. The next look is answered behind the batch that begins the prompt.
+                slot = await _look(endpoint, slot_index)
+            if not slot.is_processing:
+                # Done already, perhaps: only the answer, on its way now, still tells what was cached.
+                await asyncio.sleep(_ANSWER_ARRIVES_S)
         close()
         num_looks += 1
         if TAG in body and slot.tag != body[TAG]:
