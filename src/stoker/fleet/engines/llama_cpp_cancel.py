@@ -28,6 +28,8 @@ TAG = "n_discard"
 
 _QUIET_S = 1.1
 _ANSWER_ARRIVES_S = 0.05
+_EARLY_LOOK_S = 0.01
+_MAX_EARLY_LOOKS = 20
 _STREAM_LOOK_S = 0.02
 _MAX_STREAM_LOOKS = 25
 """A stream whose next token is this late is treated like any request that has nothing to write."""
@@ -80,12 +82,7 @@ async def count_after_cancel(
     while True:
         slot = await _look(endpoint, slot_index)
         if num_looks == 0 and cached_tokens is None:
-            if slot.has_not_begun:
-                # Only just put into the slot. The next look is answered behind the batch that begins the prompt.
-                slot = await _look(endpoint, slot_index)
-            if not slot.is_processing:
-                # Done already, perhaps: only the answer, on its way now, still tells what was cached.
-                await asyncio.sleep(_ANSWER_ARRIVES_S)
+            slot = await _look_until_begun(endpoint, slot_index, slot, body.get(TAG))
         close()
         num_looks += 1
         if TAG in body and slot.tag != body[TAG]:
@@ -108,6 +105,23 @@ async def count_after_cancel(
     if slot.held_tokens < input_tokens:
         return (slot.held_tokens, min(cached_tokens, slot.held_tokens), 0)
     return (input_tokens, cached_tokens, slot.held_tokens - input_tokens + 1)
+
+
+async def _look_until_begun(endpoint: Endpoint, slot_index: int, slot: _Slot, tag: int | None) -> _Slot:
+    """Look again, while the connection is open, until the request's prompt was begun or its answer is on its way."""
+    for _ in range(_MAX_EARLY_LOOKS):
+        if tag is None or slot.tag == tag:
+            break
+        # Still between the engine's HTTP thread and the slot.
+        await asyncio.sleep(_EARLY_LOOK_S)
+        slot = await _look(endpoint, slot_index)
+    if slot.has_not_begun:
+        # Only just put into the slot. The next look is answered behind the batch that begins the prompt.
+        slot = await _look(endpoint, slot_index)
+    if not slot.is_processing:
+        # Done already, perhaps: only the answer, on its way now, still tells what was cached.
+        await asyncio.sleep(_ANSWER_ARRIVES_S)
+    return slot
 
 
 def _told(event: bytes) -> tuple[int | None, int | None]:
