@@ -57,10 +57,16 @@ class Faults:
 
 @dataclass
 class FakeEngine:
-    """One process's state: counters as the real engine keeps them."""
+    """One process's state: counters as the real engine keeps them.
+
+    Attributes:
+        faults: as the command line has them; the control file is laid over them.
+        start_delay: seconds, as it was when this process started.
+    """
 
     faults: Faults
     control: Path | None
+    start_delay: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
     num_requests: int = 0
     input_tokens: int = 0
@@ -95,7 +101,7 @@ class FakeEngine:
         if target == "/health":
             if faults.hang_health:
                 await asyncio.Event().wait()
-            is_ready = time.monotonic() - self.started_s >= self.faults.start_delay
+            is_ready = time.monotonic() - self.started_s >= self.start_delay
             _reply(writer, 200 if is_ready else 503, {"status": "ok" if is_ready else "loading"})
         elif target == "/metrics":
             text = f"fake_prompt_tokens_total {self.input_tokens}\nfake_tokens_predicted_total {self.output_tokens}\n"
@@ -228,7 +234,8 @@ def main() -> None:
             parser.add_argument(flag, type=type(default), default=default)
     given = vars(parser.parse_args())
     socket_path, port, control = given.pop("socket"), given.pop("port"), given.pop("control")
-    faults = with_control(Faults(**given), control)
+    ordered = Faults(**given)
+    faults = with_control(ordered, control)
     sys.stdout.write("n" * faults.noise_bytes)
     sys.stdout.flush()
     if faults.crash_at_start:
@@ -238,7 +245,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if faults.grandchild:
         subprocess.Popen([sys.executable, "-c", _STUBBORN], start_new_session=True)
-    asyncio.run(_serve(FakeEngine(faults, control), socket_path, port))
+    asyncio.run(_serve(FakeEngine(ordered, control, faults.start_delay), socket_path, port))
 
 
 async def _serve(engine: FakeEngine, socket_path: str | None, port: int | None) -> None:

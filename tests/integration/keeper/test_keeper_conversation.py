@@ -195,3 +195,17 @@ async def test_a_connection_that_is_given_up_leaves_no_keeper(place: Place) -> N
     with pytest.raises(asyncio.CancelledError):
         await connecting
     await until(lambda: place.keepers() == {})
+
+
+async def test_an_exit_that_was_heard_is_not_told_again(place: Place) -> None:
+    keeper, heard = await place.connect()
+    await keeper.launch(place.spec("a", "sleep", "600"))
+    await keeper.launch(place.spec("b", "sleep", "600"))
+    await keeper.mark_ready("b", is_ready=True)
+    await keeper.kill("a")
+    await until(lambda: heard.exits)
+    await keeper.held()
+    await keeper.close()
+    second, heard_next = await place.connect("gen-2")
+    assert [e.replica_id for e in await second.held()] == ["b"]
+    assert heard_next.exits == []

@@ -25,10 +25,12 @@ _PATHS: dict[Surface, str] = {
     "tokenize": "/tokenize",
 }
 ENGINE_CONTROL = (
-    "id_slot", "cache_prompt", "cache_salt", "kv_transfer_params", "priority", "chat_template", "chat_template_kwargs",
-    "lora", "n_cache_reuse", "slot_id", "documents", "mm_processor_kwargs", "vllm_xargs",
+    "id_slot", "cache_prompt", "cache_salt", "kv_transfer_params", "priority", "chat_template", "lora",
+    "n_cache_reuse", "slot_id", "documents", "mm_processor_kwargs", "vllm_xargs",
 )  # fmt: skip
 """Fields that steer an engine rather than describe a request; a client's values of them never reach it."""
+_TEMPLATE_CONTROL = ("chat_template", "tokenize")
+"""Within `chat_template_kwargs`, which otherwise fill the model's own template (`enable_thinking`), and pass."""
 
 
 class OpenAIProcess:
@@ -68,6 +70,9 @@ class OpenAIProcess:
         """Drop what would steer the engine."""
         for name in ENGINE_CONTROL:
             body.pop(name, None)
+        filling = body.get("chat_template_kwargs")
+        if isinstance(filling, dict):
+            body["chat_template_kwargs"] = {k: v for k, v in filling.items() if k not in _TEMPLATE_CONTROL}
 
     async def usage_after_cancel(
         self,

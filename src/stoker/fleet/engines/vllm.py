@@ -56,7 +56,8 @@ class Vllm:
         program = engine.command or (self._program(engine.binary), "serve", self._weights(request))
         flags = contract()["flags"]
         line = [*program, flags["socket"], "{socket}", flags["served_model_name"], request.deployment]
-        line += [flags["max_num_seqs"], str(engine.slots)]
+        # Without it the usage does not say what came from the prefix cache.
+        line += [flags["max_num_seqs"], str(engine.slots), flags["cached_tokens_in_usage"]]
         if engine.context_tokens is not None:
             line += [flags["max_model_len"], str(engine.context_tokens)]
         for name, value in engine.args.items():
@@ -78,6 +79,8 @@ class Vllm:
     def prepare(self, surface: Surface, body: dict[str, Any], use: SlotUse) -> None:
         """Drop what would steer the engine, and key its one prefix cache by tenant."""
         self._process.prepare(surface, body, use)
+        for name in contract()["control_fields"]:
+            body.pop(name, None)
         if surface in contract()["cache_salt_surfaces"]:
             body[contract()["fields"]["cache_salt"]] = use.tenant_salt
 

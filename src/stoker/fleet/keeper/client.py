@@ -50,7 +50,7 @@ class KeeperClient:
         """Report to `listener` from now on, beginning with the exits that nobody has heard of."""
         self._listener = listener
         for exited in self._early_exits:
-            listener.on_engine_exit(exited)
+            self._deliver(exited, listener)
         self._early_exits.clear()
         if self._lost is not None:
             listener.on_keeper_lost(self._lost)
@@ -129,7 +129,7 @@ class KeeperClient:
             if self._listener is None:
                 self._early_exits.append(exited)
             else:
-                self._listener.on_engine_exit(exited)
+                self._deliver(exited, self._listener)
             return
         answered = self._pending.get(message.get("id", 0))
         if answered is None or answered.done():
@@ -139,6 +139,11 @@ class KeeperClient:
             answered.set_exception(kinds.get(error["code"], KeeperUnavailable)(error["message"]))
         else:
             answered.set_result(message["result"])
+
+    def _deliver(self, exited: EngineExit, listener: ExitListener) -> None:
+        listener.on_engine_exit(exited)
+        # Nobody waits for the answer.
+        self._writer.write(protocol.encode({"id": 0, "op": "heard", "replica_id": exited.replica_id}))
 
     def _lose(self, detail: str) -> None:
         self._lost = detail

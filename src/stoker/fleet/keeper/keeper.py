@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import struct
-from collections import deque
 from typing import Any
 
 from stoker.fleet.keeper import protocol
@@ -44,7 +43,7 @@ class Keeper:
         self._dead_man: asyncio.TimerHandle | None = None
         self._is_over = asyncio.Event()
         self._finished: dict[str, Ended] = {}
-        self._unheard: deque[dict[str, Any]] = deque(maxlen=_MAX_UNHEARD_EXITS)
+        self._unheard: dict[str, dict[str, Any]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
     async def run(self, listener: socket.socket) -> None:
@@ -107,8 +106,8 @@ class Keeper:
             self._dead_man.cancel()
             self._dead_man = None
         _send(writer, {"id": hello["id"], "result": {"pid": os.getpid()}})
-        while self._unheard:
-            _send(writer, self._unheard.popleft())
+        for event in self._unheard.values():
+            _send(writer, event)
 
     def _lose_server(self) -> None:
         self._server = None
@@ -142,6 +141,8 @@ class Keeper:
             case "kill":
                 if engine := self._engines.get(message["replica_id"]):
                     engine.kill()
+            case "heard":
+                self._unheard.pop(message["replica_id"], None)
             case "held":
                 return {"engines": [_describe(engine) for engine in self._engines.values()]}
             case "shutdown":
@@ -199,10 +200,12 @@ class Keeper:
             "signal": ended.signal,
             "last_words": ended.last_words,
         }
+        # Kept until it is acknowledged: a server that has just died still looks connected.
+        self._unheard[name] = event
+        while len(self._unheard) > _MAX_UNHEARD_EXITS:
+            del self._unheard[next(iter(self._unheard))]
         if self._server is not None:
             _send(self._server, event)
-        else:
-            self._unheard.append(event)
 
     async def _end_everything(self) -> None:
         loop = asyncio.get_running_loop()

@@ -5,7 +5,8 @@
                       {"id": 3, "op": "mark_ready", "replica_id": …, "is_ready": true}
                       {"id": 4, "op": "terminate" | "kill", "replica_id": …}
                       {"id": 5, "op": "held"}                         → {"engines": [{…}, …]}
-                      {"id": 6, "op": "shutdown"}
+                      {"id": 6, "op": "heard", "replica_id": …}       the exit of this engine was taken note of
+                      {"id": 7, "op": "shutdown"}
     keeper → server   {"id": 2, "result": {…}} or {"id": 2, "error": {"code": …, "message": …}}
                       {"event": "exit", "replica_id": …, "exit_code": …, "signal": …, "last_words": …}
 

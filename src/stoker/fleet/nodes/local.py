@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,22 +42,24 @@ class NodeFacts:
     engines: dict[str, str]
 
 
-def inspect_node() -> NodeFacts:
+def inspect_node(*, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> NodeFacts:
     """Look once; takes milliseconds, or seconds where a GPU driver answers slowly."""
-    meminfo = _meminfo()
-    limit = _cgroup_memory_limit()
-    total = min(meminfo.get("MemTotal", 0), limit)
-    root = Path("/sys/fs/cgroup")
-    has_v2 = (root / "cgroup.controllers").exists()
-    has_v1 = (root / "memory").is_dir()
-    has_unified = (root / "unified").is_dir()
+    meminfo = _meminfo(proc)
+    total = meminfo.get("MemTotal", 0)
+    available = meminfo.get("MemAvailable", total)
+    for limit, used in _memory_groups(proc, cgroups):
+        total = min(total, limit)
+        available = min(available, max(0, limit - used))
+    has_v2 = (cgroups / "cgroup.controllers").exists()
+    has_v1 = (cgroups / "memory").is_dir()
+    has_unified = (cgroups / "unified").is_dir()
     return NodeFacts(
-        cores=_cores(),
+        cores=_cores(proc, cgroups),
         memory_bytes=total,
-        memory_available_bytes=min(meminfo.get("MemAvailable", total), limit),
+        memory_available_bytes=available,
         swap_bytes=meminfo.get("SwapTotal", 0),
         cgroup="v2" if has_v2 else "hybrid" if has_v1 and has_unified else "v1" if has_v1 else "none",
-        is_cgroup_delegated=os.access(_own_group(root, has_v2=has_v2), os.W_OK),
+        is_cgroup_delegated=os.access(_own_group(proc, cgroups, has_v2=has_v2), os.W_OK),
         has_criu=shutil.which("criu") is not None,
         has_kvm=os.access("/dev/kvm", os.R_OK | os.W_OK),
         gpus=_gpus(),
@@ -64,10 +67,10 @@ def inspect_node() -> NodeFacts:
     )
 
 
-def _meminfo() -> dict[str, int]:
+def _meminfo(proc: Path) -> dict[str, int]:
     sizes = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in (proc / "meminfo").read_text().splitlines():
             name, _, rest = line.partition(":")
             words = rest.split()
             if words and words[0].isdigit():
@@ -75,47 +78,69 @@ def _meminfo() -> dict[str, int]:
     return sizes
 
 
-def _cgroup_memory_limit() -> int:
-    """Return the lowest limit between our group and the root of either hierarchy."""
-    lowest = _UNLIMITED_BYTES
-    for controller, file in ((b"memory", "memory.limit_in_bytes"), (b"", "memory.max")):
-        group = _group_of(controller)
-        if group is None:
-            continue
-        base = Path("/sys/fs/cgroup") / controller.decode()
-        while True:
+def _memory_groups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use, in bytes, of every limited group between ours and the root, in either hierarchy.
+
+    Clean page cache is given back when it is wanted, so it does not count as used. Source: kernel documentation,
+    cgroup-v1/memory.rst and cgroup-v2.rst.
+    """
+    v1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    v2 = ("", "memory.max", "memory.current", "inactive_file")
+    for controller, limit_file, used_file, cache_key in (v1, v2):
+        for group in _groups(proc, cgroups, controller):
             with contextlib.suppress(OSError, ValueError):
-                lowest = min(lowest, int((base / group.lstrip("/") / file).read_text()))
-            if group in {"/", ""}:
-                break
-            group = os.path.dirname(group)
-    return lowest
+                limit = int((group / limit_file).read_text())
+                if limit < _UNLIMITED_BYTES:
+                    used = int((group / used_file).read_text())
+                    yield limit, max(0, used - _stat(group / "memory.stat", cache_key))
 
 
-def _group_of(controller: bytes) -> str | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_bytes().splitlines():
-            _, controllers, path = line.split(b":", 2)
-            if controller in controllers.split(b","):
-                return path.decode()
+def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of our group and all those above it; the root's own only where nothing else is visible."""
+    path = _group_of(proc, controller)
+    if path is None:
+        return
+    base = cgroups / controller
+    parts = [part for part in path.split("/") if part]
+    for length in range(len(parts), -1, -1):
+        yield base.joinpath(*parts[:length])
+
+
+def _stat(path: Path, key: str) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in path.read_text().splitlines():
+            if line.startswith(key + " "):
+                return int(line.split()[1])
+    return 0
+
+
+def _group_of(proc: Path, controller: str) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controller in controllers.split(","):
+                return path
     return None
 
 
-def _own_group(root: Path, *, has_v2: bool) -> Path:
-    group = _group_of(b"" if has_v2 else b"freezer") or "/"
-    return (root if has_v2 else root / "freezer") / group.lstrip("/")
+def _own_group(proc: Path, cgroups: Path, *, has_v2: bool) -> Path:
+    group = _group_of(proc, "" if has_v2 else "freezer") or "/"
+    return (cgroups if has_v2 else cgroups / "freezer") / group.lstrip("/")
 
 
-def _cores() -> int:
+def _cores(proc: Path, cgroups: Path) -> int:
+    """Whole cores by affinity and by the tightest quota above us, at least 1."""
     usable = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        usable = min(usable, max(1, int(quota) // int(period)))
-    with contextlib.suppress(OSError, ValueError):
-        quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-        if quota_us > 0:
-            usable = min(usable, max(1, quota_us // period_us))
+    for group in _groups(proc, cgroups, ""):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            usable = min(usable, max(1, int(quota) // int(period)))
+    for group in _groups(proc, cgroups, "cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota_us = int((group / "cpu.cfs_quota_us").read_text())
+            period_us = int((group / "cpu.cfs_period_us").read_text())
+            if quota_us > 0:
+                usable = min(usable, max(1, quota_us // period_us))
     return max(1, usable)
 
 
