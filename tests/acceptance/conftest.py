@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +38,11 @@ def stoker() -> Iterator[RunningStoker]:
     """One Stoker with a serverless, a dedicated and an embeddings deployment of the real model."""
     with RunningStoker(TWO_TIERS) as running:
         yield running
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A temporary directory whose path leaves room for the name of a UNIX socket."""
+    path = Path(tempfile.mkdtemp(prefix="stk-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,10 +26,9 @@ deployments:
 
 
 @pytest.fixture
-def state_dir() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="stk-"))
-    yield path
-    left = wait_until_none(path, within_s=20)
+def state_dir(short_dir: Path) -> Iterator[Path]:
+    yield short_dir
+    left = wait_until_none(short_dir, within_s=20)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from stoker.errors import StokerError
+from stoker.errors import EngineFailed, NoCapacity, StokerError
 from stoker.fleet.ports import SlotLease
 from stoker.gateway.errors import DEFAULT_RETRY_AFTER_S, source_of, status_of
 from stoker.money import format_usd
@@ -69,7 +69,7 @@ def error_headers(error: StokerError, request_id: str, content_length: int) -> H
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
-    elif status in {429, 503} and error.retryable:
+    elif status in {429, 503} and error.retryable and not isinstance(error, NoCapacity | EngineFailed):
         headers.append((b"retry-after", b"%d" % DEFAULT_RETRY_AFTER_S))
     elif status >= 500 and not error.retryable:
         headers.append(NO_RETRY)

@@ -290,6 +290,8 @@ def _llama_server(
         flags["model_alias"][0],
     ]
     line += ["--threads", str(flags["cpuparams.n_threads"]), "--cache-ram", "0", "--no-warmup"]
+    # As the embedded server has them: nothing is reused unasked, and no batch keeps a cancelled request for long.
+    line += ["--no-cache-prompt", "--batch-size", str(flags["n_batch"])]
     if "pooling_type" in flags:
         names = {number: name for name, number in _POOLING.items()}
         line += ["--embeddings", "--pooling", names[flags["pooling_type"]]]

@@ -18,6 +18,15 @@ from stoker.fleet.engines.openai_process import OpenAIProcess, endpoint_of, laun
 from stoker.fleet.ports import Endpoint, Health, LaunchRequest, LaunchSpec, MemoryNeed, SlotUse, Surface
 from stoker.models.files import ModelFile
 
+_REACHING_FLAGS = frozenset(
+    {
+        "allowed_local_media_path", "allowed_media_domains", "api_key", "chat_template", "host", "kv_transfer_config",
+        "middleware", "port", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "tool_parser_plugin", "trust_remote_code",
+        "worker_cls", "worker_extension_cls",
+    }
+)  # fmt: skip
+"""Ways to code, files and hosts; `engine.args` may come through the API, which must not open them."""
+
 
 @cache
 def contract() -> dict[str, Any]:
@@ -61,6 +70,12 @@ class Vllm:
         if engine.context_tokens is not None:
             line += [flags["max_model_len"], str(engine.context_tokens)]
         for name, value in engine.args.items():
+            if name == "model":
+                continue
+            if name.replace("-", "_") in _REACHING_FLAGS:
+                raise BadRequest(
+                    f"engine.args.{name} would reach files, programs or hosts", mend="write it into engine.command"
+                )
             flag = f"--{name.replace('_', '-')}"
             if flag in flags.values():
                 raise BadRequest(f"engine.args.{name} is set by Stoker itself", mend="use the deployment's own fields")
@@ -107,4 +122,13 @@ class Vllm:
         return program
 
     def _weights(self, request: LaunchRequest) -> str:
-        return str(request.model.path) if request.model else request.settings.model
+        """What `vllm serve` loads: `engine.args.model` (a hub repository or a folder), or the verified file."""
+        named = request.settings.engine.args.get("model")
+        if named is not None:
+            return str(named)
+        if request.model is None:
+            raise BadRequest(
+                f"vLLM does not know what to load for {request.deployment}",
+                mend="name the repository or the folder as `engine.args.model`",
+            )
+        return str(request.model.path)
