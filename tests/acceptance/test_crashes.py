@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import sqlite3
@@ -109,14 +111,18 @@ def test_an_engine_killed_mid_stream_is_said_so_and_replaced(state_dir: Path) ->
     with RunningStoker(REAL, state_dir=state_dir) as server:
         assert server.chat("chat", max_tokens=2).status == 200
         (engine,) = [pid for pid, c in belonging_to(state_dir).items() if "llama_cpp_launcher" in c]
-        killer = threading.Timer(0.4, os.kill, (engine, signal.SIGKILL))
-        killer.start()
-        answer = server.chat("chat", "Write a long story.", stream=True, max_tokens=400)
-        killer.join()
-        assert not answer.is_whole
-        assert b"[DONE]" not in answer.body
-        assert b'"error"' in answer.body
-        assert server.chat("chat", max_tokens=2).status == 200
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        body = {"model": "chat", "stream": True, "max_tokens": 400, "messages": [{"role": "user", "content": "Tell."}]}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.readline().startswith(b"data:")
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            answer.read()
+        connection.close()
+        assert b"[DONE]" not in cut.value.partial
+        assert b'"error"' in cut.value.partial
+        assert chat_until_served(server, "chat").status == 200
 
 
 FAKE = f"""
