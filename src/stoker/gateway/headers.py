@@ -58,6 +58,10 @@ def is_event_stream(content_type: bytes | None) -> bool:
     return content_type is not None and content_type[:17].lower() == _EVENT_STREAM
 
 
+UNKNOWN_RETRY_AFTER_S: Final = 30
+"""Where only an operator or another reservation can make room: any time sooner would be in vain."""
+
+
 def error_headers(error: StokerError, request_id: str, content_length: int) -> Headers:
     """Write the headers of an error answer; `Retry-After` rounds up to whole seconds, so that it stays truthful."""
     status = status_of(error)
@@ -69,7 +73,9 @@ def error_headers(error: StokerError, request_id: str, content_length: int) -> H
     ]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
-    elif status in {429, 503} and error.retryable and not isinstance(error, NoCapacity | EngineFailed):
+    elif isinstance(error, NoCapacity):
+        headers.append((b"retry-after", b"%d" % UNKNOWN_RETRY_AFTER_S))
+    elif status in {429, 503} and error.retryable and not isinstance(error, EngineFailed):
         headers.append((b"retry-after", b"%d" % DEFAULT_RETRY_AFTER_S))
     elif status >= 500 and not error.retryable:
         headers.append(NO_RETRY)

@@ -175,7 +175,9 @@ def test_the_stand_in_ends_when_its_starter_is_killed() -> None:
     program = build("upstream")
     starter = subprocess.Popen(["sh", "-c", f"'{program}' --port 0 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     assert starter.stdout is not None
-    pid = int(starter.stdout.readline())
+    # It asks for the parent-death signal before it listens; earlier there is nothing to send it.
+    lines = [starter.stdout.readline(), starter.stdout.readline()]
+    pid = next(int(line) for line in lines if line.strip().isdigit())
     starter.kill()
     starter.wait(10)
     deadline_s = time.monotonic() + 20
