@@ -18,6 +18,7 @@ from stoker.errors import BadRequest, EngineFailed, ModelUnavailable
 from stoker.fleet.engines.health import ask_health
 from stoker.fleet.engines.llama_cpp_cancel import TAG, count_after_cancel
 from stoker.fleet.engines.llama_cpp_memory import memory_need
+from stoker.fleet.engines.routes import PATHS
 from stoker.fleet.ports import Endpoint, Health, LaunchRequest, LaunchSpec, MemoryNeed, SlotUse, Surface
 from stoker.models.files import ModelFile
 
@@ -28,16 +29,6 @@ _LAUNCHER = Path(__file__).with_name("llama_cpp_launcher.py")
 _SOCKET_PATH_LIMIT = 107  # sun_path without its terminating zero; unix(7)
 
 _POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3}  # llama.h, enum llama_pooling_type
-
-_PATHS: dict[Surface, str] = {
-    "chat.completions": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "embeddings": "/v1/embeddings",
-    "infill": "/infill",
-    "responses": "/v1/responses",
-    "messages": "/v1/messages",
-    "tokenize": "/tokenize",
-}
 
 _ENGINE_CONTROL = (
     # Which slot serves, and what of it is reused: these decide whose content is seen.
@@ -175,7 +166,7 @@ class LlamaCpp:
 
     def path(self, surface: Surface) -> str:
         """Return the route of the engine's own server."""
-        return _PATHS[surface]
+        return PATHS[surface]
 
     async def usage_after_cancel(
         self,

@@ -10,20 +10,12 @@ from urllib.parse import urlsplit
 from stoker.config.settings import DeploymentSettings
 from stoker.errors import BadRequest
 from stoker.fleet.engines.health import ask_health
+from stoker.fleet.engines.routes import PATHS
 from stoker.fleet.keeper.shim import under_shim
 from stoker.fleet.ports import Endpoint, Health, LaunchRequest, LaunchSpec, MemoryNeed, SlotUse, Surface
 from stoker.models.files import ModelFile
 
 _SURFACES: frozenset[Surface] = frozenset({"chat.completions", "completions", "embeddings", "responses", "messages"})
-_PATHS: dict[Surface, str] = {
-    "chat.completions": "/v1/chat/completions",
-    "completions": "/v1/completions",
-    "embeddings": "/v1/embeddings",
-    "infill": "/infill",
-    "responses": "/v1/responses",
-    "messages": "/v1/messages",
-    "tokenize": "/tokenize",
-}
 ENGINE_CONTROL = (
     "id_slot", "cache_prompt", "cache_salt", "kv_transfer_params", "priority", "chat_template", "lora",
     "n_cache_reuse", "slot_id", "documents", "mm_processor_kwargs", "vllm_xargs",
@@ -89,7 +81,7 @@ class OpenAIProcess:
 
     def path(self, surface: Surface) -> str:
         """Return OpenAI's own routes."""
-        return _PATHS[surface]
+        return PATHS[surface]
 
 
 def endpoint_of(url: str | None, *, health_path: str = "/health") -> Endpoint:
